@@ -7,9 +7,10 @@
 namespace rocforge {
 
 // variants: RF_KEY_DIM=64,128
-// A wave's worth of lanes has all columns of a head, four each, of a sixteenth of the keys.
+// LANES have all columns of a head, four each, of a sixteenth of the keys.
 constexpr u32 THREADS = 512, LANES = 32, PARTS = THREADS / LANES, KEYS = KEY_DIM / PARTS, VALUES = 4 * LANES;
-constexpr u32 WIDTH = 4, MOST_SHARERS = 8;
+constexpr u32 WIDTH = 4;
+static_assert(2 * KEY_DIM + VALUES <= THREADS, "a thread has a channel of the convolution");
 
 struct DeltaStepParams {
     // y, what heads read, in one of three forms: rows of (value_heads, value_dim)
@@ -22,35 +23,49 @@ struct DeltaStepParams {
     RF_NULLABLE const float* bias;      // (value_heads,)
     const float *gate, *norm;           // as a row of y; (value_dim,)
     float *conv_state, *state;          // (slots, conv_width - 1, channels); (slots, value_heads, KEY_DIM, value_dim)
-    Sequences sequences;                // of the latter
+    i32* counters;                      // (sequences, key_heads), zeros before and after
+    Sequences sequences;                // of the state
     u64 conv_stride, x_stride, beta_stride, alpha_stride, gate_stride;  // elements between slots, and rows
     u32 key_heads, value_heads, value_dim, repeated, conv_width, width, cells;
     float eps, norm_eps;
 };
 
-// What the heads that share a key have to do with: x after the convolution, and sums of all threads' parts.
 struct Step {
-    alignas(16) float q[KEY_DIM], k[KEY_DIM], v[MOST_SHARERS * VALUES], sums[PARTS][VALUES], written[VALUES];
-    float decay[MOST_SHARERS], beta[MOST_SHARERS];
+    alignas(16) float q[KEY_DIM], k[KEY_DIM], v[VALUES], sums[PARTS][VALUES], written[VALUES];
+    float decay, beta;
+    i32 last;
 };
 
-// The value of a channel, `at` of x's row: the convolution's. Its state goes on by a token.
-RF_DEVICE float convolved(const DeltaStepParams& p, const Sequence& s, float* kept, u32 channels, u32 at) {
-    const float* weight = p.conv + at * p.conv_width;
-    u32 before = p.conv_width - 1;
-    float values[WIDTH], sum = 0;
-    RF_UNROLL
-    for (u32 i = 0; i < WIDTH; ++i)
-        if (i <= before)
-            values[i] = i == before ? p.x[s.begin * p.x_stride + at] : s.fresh ? 0.0f : kept[i * u64(channels) + at];
-    RF_UNROLL
-    for (u32 i = 0; i < WIDTH; ++i) {
-        if (i > before) continue;
-        sum += weight[i] * values[i];
-        if (i) kept[(i - 1) * u64(channels) + at] = values[i];
+// A channel of the convolution: what it keeps of the tokens before, and its weight, filled up with zeros in front.
+struct Channel {
+    float values[WIDTH], weight[WIDTH];
+    float* kept;
+    u32 lacking, step;
+
+    RF_MEMBER Channel(const DeltaStepParams& p, const Sequence& s, u32 slot, u32 at) {
+        step = 2 * p.key_heads * KEY_DIM + p.value_heads * p.value_dim;
+        kept = p.conv_state + slot * p.conv_stride + at, lacking = WIDTH - p.conv_width;
+        RF_UNROLL
+        for (u32 i = 0; i < WIDTH; ++i) {
+            bool there = i >= lacking;
+            weight[i] = there ? p.conv[at * p.conv_width + i - lacking] : 0.0f;
+            values[i] = there && i + 1 < WIDTH && !s.fresh ? kept[(i - lacking) * u64(step)] : 0.0f;
+        }
     }
-    return silu_of(sum);
-}
+    RF_MEMBER float convolved(float x) {
+        values[WIDTH - 1] = x;
+        float sum = 0;
+        RF_UNROLL
+        for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * values[i];
+        return silu_of(sum);
+    }
+    // That the token has gone by.
+    RF_MEMBER void keep() const {
+        RF_UNROLL
+        for (u32 i = 0; i + 1 < WIDTH; ++i)
+            if (i >= lacking) kept[(i - lacking) * u64(step)] = values[i + 1];
+    }
+};
 
 // A wave's: a row of KEY_DIM times a factor over its length.
 RF_DEVICE void normalize(float* row, float factor, float eps) {
@@ -60,84 +75,84 @@ RF_DEVICE void normalize(float* row, float factor, float eps) {
     for (u32 i = lane(); i < KEY_DIM; i += RF_WAVE) row[i] *= factor;
 }
 
-// Grid: (key_heads, sequences).
+// Several heads' blocks read what the convolution keeps of the key that they share; the last of them writes it.
+// Grid: (value_heads, sequences).
 RF_KERNEL_BOUND(THREADS, 2 * THREADS) rf_delta_step(DeltaStepParams p) {
-    wait_for_previous();
     RF_SHARED Step step;
-    Sequence s = sequence_at(p.sequences, block_y());
-    if (s.begin == s.end) return;
-    u32 group = block_x(), sharers = p.value_heads / p.key_heads, n = p.value_dim, keys = p.key_heads * KEY_DIM;
+    // what the steps before have left does not change while the launch before this one runs
+    u32 head = block_x(), n = p.value_dim, keys = p.key_heads * KEY_DIM, sharers = p.value_heads / p.key_heads;
+    u32 key_head = p.repeated ? head / sharers : head % p.key_heads, at = thread_x();
     u32 part = thread_x() / LANES, column = thread_x() % LANES * 4;
-    u64 row = s.begin;
-    auto head_of = [&](u32 i) { return p.repeated ? group * sharers + i : i * p.key_heads + group; };
-    auto state_of = [&](u32 i) { return p.state + s.state + (u64(head_of(i)) * KEY_DIM + part * KEYS) * n; };
+    Sequence s = sequence_at(p.sequences, block_y());
+    if (s.begin == s.end) return wait_for_previous();
+    float* state = p.state + s.state + (u64(head) * KEY_DIM + part * KEYS) * n + column;
     f32x4 own[KEYS];
-    auto load = [&](u32 i) {
-        RF_UNROLL
-        for (u32 k = 0; k < KEYS; ++k)
-            own[k] =
-                s.fresh || column >= n ? make_f32x4(0, 0, 0, 0) : rocforge::load<f32x4>(state_of(i) + k * n + column);
-    };
-    load(0);
-    u32 channels = 2 * keys + p.value_heads * n;
-    float* kept = p.conv_state + p.sequences.slots[block_y()] * p.conv_stride;
-    for (u32 i = thread_x(); i < 2 * KEY_DIM + sharers * n; i += THREADS) {
-        u32 within = i % KEY_DIM, value = i - 2 * KEY_DIM;
-        if (i < 2 * KEY_DIM)
-            (i < KEY_DIM ? step.q : step.k)[within] =
-                convolved(p, s, kept, channels, i / KEY_DIM * keys + group * KEY_DIM + within);
-        else
-            step.v[value] = convolved(p, s, kept, channels, 2 * keys + head_of(value / n) * n + value % n);
+    RF_UNROLL
+    for (u32 k = 0; k < KEYS; ++k)
+        own[k] = s.fresh || column >= n ? make_f32x4(0, 0, 0, 0) : load<f32x4>(state + k * n);
+    bool of_key = at < 2 * KEY_DIM, has_channel = at < 2 * KEY_DIM + n;
+    u32 of_row = at / KEY_DIM * keys + key_head * KEY_DIM + at % KEY_DIM;
+    if (!of_key) of_row = 2 * keys + head * n + at - 2 * KEY_DIM;
+    Channel channel(p, s, p.sequences.slots[block_y()], has_channel ? of_row : 0);
+    wait_for_previous();
+
+    u64 row = s.begin;
+    if (has_channel) {
+        float value = channel.convolved(p.x[row * p.x_stride + of_row]);
+        (of_key ? at < KEY_DIM ? step.q : step.k - KEY_DIM : step.v - 2 * KEY_DIM)[at] = value;
+        if (!of_key) channel.keep();
     }
-    if (thread_x() < sharers) {
-        u32 head = head_of(thread_x());
+    if (at == THREADS - 1) {
         float time = softplus(p.alpha[row * p.alpha_stride + head] + (p.bias ? p.bias[head] : 0.0f));
-        step.decay[thread_x()] = fast_exp(p.decay[head] * time);
-        step.beta[thread_x()] = sigmoid(p.beta[row * p.beta_stride + head]);
+        step.decay = fast_exp(p.decay[head] * time), step.beta = sigmoid(p.beta[row * p.beta_stride + head]);
     }
     barrier();
+    if (at == THREADS - 1) {
+        i32* counter = p.counters + block_y() * p.key_heads + key_head;
+        step.last = atomic_add(counter, 1) == i32(sharers) - 1;
+        if (step.last) *counter = 0;
+    }
     if (wave() == 0) normalize(step.q, fast_rsqrt(float(KEY_DIM)), p.eps);
     if (wave() == 1) normalize(step.k, 1.0f, p.eps);
     barrier();
-    for (u32 i = 0; i < sharers; ++i) {
-        float decay = step.decay[i];
-        f32x4 read = make_f32x4(0, 0, 0, 0), y = read;
+    float decay = step.decay;
+    f32x4 read = make_f32x4(0, 0, 0, 0), y = read;
+    RF_UNROLL
+    for (u32 k = 0; k < KEYS; ++k) read = plus(read, times(own[k], step.k[part * KEYS + k]));
+    *reinterpret_cast<f32x4*>(&step.sums[part][column]) = read;
+    if (of_key && step.last) channel.keep();
+    barrier();
+    if (at < VALUES) {
+        float value = at < n ? step.v[at] : 0.0f, sum = 0;
         RF_UNROLL
-        for (u32 k = 0; k < KEYS; ++k) read = plus(read, times(own[k], step.k[part * KEYS + k]));
-        *reinterpret_cast<f32x4*>(&step.sums[part][column]) = read;
-        barrier();
-        if (thread_x() < VALUES) {
-            float value = thread_x() < n ? step.v[i * n + thread_x()] : 0.0f, sum = 0;
-            for (u32 each = 0; each < PARTS; ++each) sum += step.sums[each][thread_x()];
-            step.written[thread_x()] = (value - decay * sum) * step.beta[i];
-        }
-        barrier();
-        f32x4 written = rocforge::load<f32x4>(&step.written[column]);
-        float* state = state_of(i);
-        RF_UNROLL
-        for (u32 k = 0; k < KEYS; ++k) {
-            own[k] = plus(times(own[k], decay), times(written, step.k[part * KEYS + k]));
-            y = plus(y, times(own[k], step.q[part * KEYS + k]));
-            if (column < n) *reinterpret_cast<f32x4*>(state + k * n + column) = own[k];
-        }
-        *reinterpret_cast<f32x4*>(&step.sums[part][column]) = y;
-        barrier();
-        if (wave() == 0) {
-            bool own_four = lane() < LANES;  // of a wave of 64 half write nothing
-            y = make_f32x4(0, 0, 0, 0);
-            if (own_four) {
-                for (u32 each = 0; each < PARTS; ++each) y = plus(y, rocforge::load<f32x4>(&step.sums[each][column]));
-            }
-            u32 head = head_of(i);
-            float factor = fast_rsqrt(wave_sum(dot(y, y)) / float(n) + p.norm_eps);
-            f32x4 gate = silu_of_four(p.gate + row * p.gate_stride + head * n, column, n);
-            RowsOut out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.value_heads * n};
-            y = product(times(product(y, gate), factor), load4(p.norm, column, n));
-            out.write(row, head * n, n, own_four ? column : n, y);
-        }
-        if (i + 1 < sharers) load(i + 1);
-        barrier();
+        for (u32 each = 0; each < PARTS; ++each) sum += step.sums[each][at];
+        step.written[at] = (value - decay * sum) * step.beta;
     }
+    barrier();
+    f32x4 written = load<f32x4>(&step.written[column]);
+    RF_UNROLL
+    for (u32 k = 0; k < KEYS; ++k) {
+        own[k] = plus(times(own[k], decay), times(written, step.k[part * KEYS + k]));
+        y = plus(y, times(own[k], step.q[part * KEYS + k]));
+    }
+    *reinterpret_cast<f32x4*>(&step.sums[part][column]) = y;
+    barrier();
+    if (column < n) {
+        RF_UNROLL
+        for (u32 k = 0; k < KEYS; ++k) *reinterpret_cast<f32x4*>(state + k * n) = own[k];
+    }
+    if (wave() != 0) return;
+    bool own_four = lane() < LANES;  // of a wave of 64 half write nothing
+    y = make_f32x4(0, 0, 0, 0);
+    if (own_four) {
+        RF_UNROLL
+        for (u32 each = 0; each < PARTS; ++each) y = plus(y, load<f32x4>(&step.sums[each][column]));
+    }
+    float factor = fast_rsqrt(wave_sum(dot(y, y)) / float(n) + p.norm_eps);
+    f32x4 gate = silu_of_four(p.gate + row * p.gate_stride + head * n, column, n);
+    RowsOut out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.value_heads * n};
+    y = product(times(product(y, gate), factor), load4(p.norm, column, n));
+    out.write(row, head * n, n, own_four ? column : n, y);
 }
 
 }  // namespace rocforge

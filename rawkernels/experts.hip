@@ -13,7 +13,7 @@ namespace rocforge {
 
 // variants: RF_QTYPE=KINDS,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
-const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2;  // of a group
+const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2, MOST_DOWN_ROWS = 2 * DOWN_ROWS;  // of a group
 
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of
 // its token; where both are null, each pair has a matrix of its own.
@@ -55,7 +55,8 @@ rf_experts_gated(ExpertsGatedParams p) {
 
 // y (tokens, rows): residual plus the sum over a token's pairs of weight times (x @ w.T + bias). x has a row a
 // pair; bias, residual and weights (of one, where logits give none) may be null. A block takes all pairs of a few rows,
-// up to GROUPS products, so `used` is at most GROUPS.
+// up to GROUPS products, so `used` is at most GROUPS; and several such runs of rows, `step` apart. With logits, the
+// residual was there before the gated product began.
 struct ExpertsDownParams {
     const void* x;
     u32 cells;
@@ -66,15 +67,19 @@ struct ExpertsDownParams {
     RF_NULLABLE const float* residual;
     float* y;
     i32 rows;
+    u32 step;
 };
 
-// Grid: (rows / (GROUPS / used * DOWN_ROWS), tokens).
+// Grid: (step, tokens).
 RF_MATVEC_GATED
 rf_experts_down(ExpertsDownParams p) {
     load_grid<RF_QTYPE>(GATED_THREADS);
-    RF_SHARED float results[GROUPS][DOWN_ROWS];
-    u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
-    u32 used = p.chosen.routing.used, together = GROUPS / used, first = together * DOWN_ROWS * block_x();
+    RF_SHARED float results[GROUPS][MOST_DOWN_ROWS];
+    // where half of a group's lanes have all cells of a row, the others take more rows
+    bool halves = p.cells <= GATED_LANES / 2;
+    u32 lanes = halves ? GATED_LANES / 2 : GATED_LANES, rank = thread_x() % lanes;
+    u32 half = thread_x() % GATED_LANES / lanes, group = thread_x() / GATED_LANES, token = block_y();
+    u32 used = p.chosen.routing.used, together = GROUPS / used, of_group = halves ? MOST_DOWN_ROWS : DOWN_ROWS;
     // groups to spare do the last products again
     u32 choice = minimum(i32(group / together), i32(used - 1)), pair = token * used + choice, expert = pair;
     float weight = 1.0f;
@@ -88,28 +93,34 @@ rf_experts_down(ExpertsDownParams p) {
         if (p.chosen.ids) expert = p.chosen.ids[pair];
         if (p.weights) weight = p.weights[pair];
     }
-    u32 row[DOWN_ROWS];
-    const u8* w[DOWN_ROWS];
-    RF_UNROLL
-    for (u32 r = 0; r < DOWN_ROWS; ++r) {
-        row[r] = expert * p.rows + minimum(i32(first + group % together * DOWN_ROWS + r), p.rows - 1);
-        w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
-    }
-    float sum[DOWN_ROWS][1] = {};
     const u8* x = row_of(p.x, u64(pair) * token_bytes(RF_QTYPE(), p.cells));
-    accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, GATED_LANES);
-    reduce_group<DOWN_ROWS>(sum, GATED_LANES);
-    RF_UNROLL
-    for (u32 r = 0; r < DOWN_ROWS; ++r) {
-        if (rank == r) results[group][r] = weight * (sum[r][0] + (p.bias ? p.bias[row[r]] : 0.0f));
+    for (u32 first = together * of_group * block_x(); first < u32(p.rows); first += together * of_group * p.step) {
+        u32 own = thread_x(), at = first + own;
+        bool writes = own < together * of_group && at < u32(p.rows);
+        u64 out = u64(token) * p.rows + at;
+        float total = writes && p.residual ? p.residual[out] : 0.0f;
+        u32 row[DOWN_ROWS];
+        const u8* w[DOWN_ROWS];
+        RF_UNROLL
+        for (u32 r = 0; r < DOWN_ROWS; ++r) {
+            u32 within = group % together * of_group + half * DOWN_ROWS + r;
+            row[r] = expert * p.rows + minimum(i32(first + within), p.rows - 1);
+            w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
+        }
+        float sum[DOWN_ROWS][1] = {};
+        accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, lanes);
+        RF_UNROLL
+        for (u32 r = 0; r < DOWN_ROWS; ++r) {
+            sum[r][0] = reduce_lanes<GATED_LANES / 2>(sum[r][0], Add());
+            if (!halves) sum[r][0] += shuffle_xor<GATED_LANES / 2>(sum[r][0]);
+            if (rank == r)
+                results[group][half * DOWN_ROWS + r] = weight * (sum[r][0] + (p.bias ? p.bias[row[r]] : 0.0f));
+        }
+        barrier();
+        for (u32 i = 0; writes && i < used; ++i) total += results[i * together + own / of_group][own % of_group];
+        if (writes) p.y[out] = total;
+        barrier();
     }
-    barrier();
-    u32 own = thread_x(), at = first + own;
-    if (own >= together * DOWN_ROWS || at >= u32(p.rows)) return;
-    float total = 0.0f;
-    for (u32 i = 0; i < used; ++i) total += results[i * together + own / DOWN_ROWS][own % DOWN_ROWS];
-    u64 out = u64(token) * p.rows + at;
-    p.y[out] = total + (p.residual ? p.residual[out] : 0.0f);
 }
 
 }  // namespace rocforge

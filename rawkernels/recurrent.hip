@@ -211,14 +211,10 @@ RF_DEVICE f32x4 sum_over_lanes(f32x4 v) {
                       reduce_lanes<LANES>(v.w, Add()));
 }
 
-// Of sequences of up to `few` tokens. Grid: (value_heads times value_dim / COLUMNS, sequences).
-RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
-    wait_for_previous();
-    RF_SHARED Tile tile;
+// Of one sequence.
+RF_DEVICE void apply_rule(Tile& tile, const RuleParams& p, const Sequence& s) {
     u32 runs = runs_of(p), head = block_x() / runs, first = block_x() % runs * COLUMNS;
     u32 column = thread_x() / LANES * OWN, n = p.value_dim;  // of the block's
-    Sequence s = sequence_at(p.sequences, block_y());
-    if (s.end - s.begin > p.few) return;
     float* state = p.state + s.state + u64(head) * KEY_DIM * n;
     f32x4 own[KEYS];
     RF_UNROLL
@@ -261,9 +257,19 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
             if (thread_x() % LANES == 0) store4(p.y + (u64(row + t) * p.value_heads + head) * n, first + column, n, y);
         }
     }
-    if (s.begin == s.end) return;
     RF_UNROLL
     for (u32 i = 0; i < KEYS; ++i) store4(state + u64(key_of(i)) * n, first + column, n, own[i]);
+}
+
+// Of sequences of up to `few` tokens. Grid: (value_heads times value_dim / COLUMNS, turns).
+RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
+    wait_for_previous();
+    RF_SHARED Tile tile;
+    auto takes = [&](i32 tokens) { return tokens > 0 && tokens <= p.few; };
+    each_of_block(p.sequences.query_starts, p.count, p.turns, takes, [&](u32 number) {
+        Sequence s = sequence_at(p.sequences, number);
+        if (s.begin < s.end) apply_rule(tile, p, s);
+    });
 }
 
 constexpr u32 STATE_DIM = KEY_DIM <= 32 ? KEY_DIM : 32;  // a channel has all in registers

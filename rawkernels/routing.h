@@ -87,11 +87,18 @@ struct Candidate {
     i32 id;  // none: past all experts
 };
 RF_DEVICE Candidate best_after(const u32* keys, i32 count, Candidate last) {
+    const i32 AHEAD = 8;  // keys that are loaded at a time
     Candidate best = {0, count};
-    for (i32 e = lane(); e < count; e += RF_WAVE) {
-        u32 key = keys[e];
-        bool after = key < last.key || (key == last.key && e > last.id);
-        if (after && (key > best.key || best.id == count)) best = {key, e};
+    for (i32 first = lane(); first < count; first += AHEAD * RF_WAVE) {
+        u32 some[AHEAD];
+        RF_UNROLL
+        for (i32 j = 0; j < AHEAD; ++j) some[j] = keys[minimum(first + j * i32(RF_WAVE), count - 1)];
+        RF_UNROLL
+        for (i32 j = 0; j < AHEAD; ++j) {
+            i32 e = first + j * i32(RF_WAVE);
+            bool after = some[j] < last.key || (some[j] == last.key && e > last.id);
+            if (e < count && after && (some[j] > best.key || best.id == count)) best = {some[j], e};
+        }
     }
     return best;
 }

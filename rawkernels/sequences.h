@@ -37,4 +37,15 @@ RF_DEVICE Sequence sequence_at(const Sequences& all, u32 number) {
     return {begin, end, slot * all.slot_stride, all.positions[begin] == 0};
 }
 
+// Calls f(number) for those of `count` sequences that are the block's, each `turns`-th from block_y() on, and of which
+// takes(tokens) holds. All threads of a block call it together. There may be many sequences without a token.
+template <class Takes, class Each>
+RF_DEVICE void each_of_block(const i32* query_starts, u32 count, u32 turns, Takes takes, Each f) {
+    for (u32 first = block_y(); first < count; first += turns * RF_WAVE) {
+        u32 own = first + lane() * turns;
+        u64 found = wave_ballot(own < count && takes(query_starts[own + 1] - query_starts[own]));
+        for (; found; found &= found - 1) f(first + lowest_bit(found) * turns);
+    }
+}
+
 }  // namespace rocforge

@@ -204,13 +204,10 @@ struct ChunkShare {
     }
 };
 
-// Sequences of more than `few` tokens. Grid: (value_heads times value_dim / COLUMNS, sequences).
-RF_KERNEL(THREADS) rf_chunk_scan(RuleParams p) {
-    wait_for_previous();
-    RF_SHARED Scan scan;
+// Of one sequence.
+RF_DEVICE void scan_chunks(Scan& scan, const RuleParams& p, const Sequence& s) {
     u32 runs = runs_of(p), head = block_x() / runs, run = block_x() % runs, n = p.value_dim;
-    Sequence s = sequence_at(p.sequences, block_y());
-    if (s.end - s.begin <= p.few) return;
+    barrier();  // what a sequence before has left there has been used
     u32 part = thread_x() / TILES, tile = thread_x() % TILES, group = tile / LANE_COLUMNS;
     u32 four = thread_x() % LANE_COLUMNS * 4, key = thread_x() / LANE_COLUMNS * 4, column = run * COLUMNS + four;
     float* state = p.state + s.state + u64(head) * KEY_DIM * n;
@@ -309,6 +306,17 @@ RF_KERNEL(THREADS) rf_chunk_scan(RuleParams p) {
     }
     RF_UNROLL
     for (u32 r = 0; r < 4; ++r) store4(state + u64(key + r) * n, column, n, own[r]);
+}
+
+// Of sequences of more than `few` tokens. Grid: (value_heads times value_dim / COLUMNS, turns).
+RF_KERNEL(THREADS) rf_chunk_scan(RuleParams p) {
+    wait_for_previous();
+    RF_SHARED Scan scan;
+    auto takes = [&](i32 tokens) { return tokens > p.few; };
+    each_of_block(p.sequences.query_starts, p.count, p.turns, takes, [&](u32 number) {
+        Sequence s = sequence_at(p.sequences, number);
+        if (s.begin < s.end) scan_chunks(scan, p, s);
+    });
 }
 
 }  // namespace rocforge

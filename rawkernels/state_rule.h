@@ -24,7 +24,7 @@ struct RuleParams {
     RF_NULLABLE float* chunks;      // what state_chunks.hip makes of the tokens
     Sequences sequences;
     u64 q_stride, k_stride, v_stride, beta_stride, alpha_stride;  // elements between rows
-    u32 key_heads, value_heads, value_dim, repeated, count;
+    u32 key_heads, value_heads, value_dim, repeated, count, turns;
     i32 few;  // sequences of more tokens are those of state_chunks.hip
     float eps;
 };

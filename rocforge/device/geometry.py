@@ -62,6 +62,11 @@ def gated_rows(tuning: Tuning, tokens: int) -> int:
     return gated_pairs(tuning, tokens) * tuning.gated_threads // tuning.gated_lanes
 
 
+def resident_blocks(tuning: Tuning, card: Card) -> int:
+    """Blocks of the threads of a gated product that a card runs at a time."""
+    return card.compute_units * max(1, tuning.gated_resident // tuning.gated_threads)
+
+
 def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
     """Tiles of 16 rows that a wave of tiles.hip multiplies."""
     return 2 if tuning.tile_wide_tokens <= tokens <= tuning.tile_most_wide_tokens else 1

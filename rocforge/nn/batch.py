@@ -200,7 +200,7 @@ class Batch:
         group, index = self.cache.group_of(layer)
         if isinstance(group, RecurrentGroup):
             places = self.state_slots, self.positions, self.query_starts
-            return RecurrentLayer(group.layers[index], *places, self.queries[1])
+            return RecurrentLayer(group.layers[index], *places, self.queries[1], self.cache.counters)
         paging = self.paging[self.cache.paged.index(group)]
         return PagedLayer(
             *group.layers[index],

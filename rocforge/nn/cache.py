@@ -108,7 +108,7 @@ class KVCache:
     Attributes:
         paged: one PagedGroup for each declaration of paged state.
         recurrent: one RecurrentGroup for each declaration of recurrent state.
-        counters: of decode attention on a device; None on the CPU.
+        counters: as in PagedLayer; None on the CPU.
 
     Raises:
         ValueError: a block size that the device's kernels do not have, or blocks of another number of groups.

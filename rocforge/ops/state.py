@@ -141,6 +141,7 @@ class RecurrentLayer:
         positions: int32, shape (tokens,): of the batch's tokens. A sequence whose first one is 0 is at its start.
         query_starts: int32, shape (sequences + 1,): the first row of each sequence, and the number of rows.
         most: tokens of the batch that the sequence with the most has, or more.
+        counters: as in PagedLayer.
     """
 
     arrays: tuple[Array, ...]
@@ -148,6 +149,7 @@ class RecurrentLayer:
     positions: Array
     query_starts: Array
     most: int
+    counters: Array = None
 
     def read(self, which: int) -> HostArray:
         """One array of each sequence before the batch, on the CPU: (sequences, *shape), zeros at a sequence's start."""

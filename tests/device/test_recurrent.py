@@ -22,7 +22,7 @@ def steps(rng, lengths, shapes):
     positions = np.concatenate([np.arange(n) + (0 if new else 100) for n, new in zip(lengths, fresh, strict=True)])
     arrays = [rng.normal(size=(SLOTS, *shape)).astype(np.float32) for shape in shapes]
     parts = slots, positions.astype(np.int32), starts
-    there = RecurrentLayer(tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts), max(lengths))
+    there = RecurrentLayer(tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts), max(lengths), cp.zeros(99, np.int32))
     return RecurrentLayer(tuple(arrays), *parts, max(lengths)), there
 
 
@@ -105,5 +105,6 @@ def test_gated_delta_net(rng, lengths, key_dim, dim, repeated, consumed):
         assert relative_error(got.get(), wanted) < 1e-5
     else:
         assert relative_error(linear(got, consumer).get(), wanted @ weight.dequantize().T) < 3e-2  # of int8
+    assert not there.counters.any()
     for ours, theirs in zip(there.arrays, here.arrays, strict=True):
         assert relative_error(ours.get(), theirs) < 1e-5

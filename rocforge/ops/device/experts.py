@@ -16,7 +16,14 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import WIDE_LDS, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
+from rocforge.device.geometry import (
+    WIDE_LDS,
+    expert_tile_pairs,
+    gated_rows,
+    resident_blocks,
+    tile_blocks,
+    tile_row_tiles,
+)
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
@@ -44,7 +51,7 @@ from rocforge.quant import QuantizedArray
 WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS = 192, 160, 512
 """Of experts_wide.hip: rows and token-expert pairs of a work item; and threads of a block."""
 DOWN_ROWS = 2
-"""Rows that a group of lanes of experts.hip computes together."""
+"""Rows that a group of lanes of experts.hip computes together; twice as many where half of the lanes have all cells."""
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
@@ -249,12 +256,15 @@ def _gemv_down(hidden: Array, tokens: int, chosen: Chosen, weights: Array, down:
 def _launch_down(
     out: Array, x: Array, chosen: Chosen, weights: Array, part: Part, down: Matrices, residual: Array = None
 ) -> None:
-    (_, rows, columns), tuned = down.weight.shape, tuning.current()
-    (data,), (bias,), products = part.data, part.biases, tuned.gated_threads // tuned.gated_lanes  # of a block
-    args = {"x": x, "cells": part.kind.cells(columns), "chosen": chosen, "weights": weights}
-    args |= {"w": data, "bias": bias, "residual": residual, "y": out, "rows": rows}
-    grid = (blocks(rows, products // chosen.routing.used * DOWN_ROWS), len(out))
-    _kernel("experts_down", part.kind)(grid, (tuned.gated_threads,), args)
+    (_, rows, columns), device = down.weight.shape, cupy_module().cuda.runtime.getDevice()
+    tuned, cells, (data,), (bias,) = tuning.of(device), part.kind.cells(columns), part.data, part.biases
+    groups = tuned.gated_threads // tuned.gated_lanes
+    of_group = DOWN_ROWS * (2 if cells <= tuned.gated_lanes // 2 else 1)
+    runs, resident = blocks(rows, groups // chosen.routing.used * of_group), resident_blocks(tuned, card_of(device))
+    step = blocks(runs, blocks(runs * len(out), resident))
+    args = {"x": x, "cells": cells, "chosen": chosen, "weights": weights}
+    args |= {"w": data, "bias": bias, "residual": residual, "y": out, "rows": rows, "step": step}
+    _kernel("experts_down", part.kind)((step, len(out)), (tuned.gated_threads,), args)
 
 
 def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:

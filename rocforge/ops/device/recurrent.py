@@ -25,13 +25,15 @@ CHUNK, CHUNKED_KEY_DIMS = 16, (64, 128)
 """As state_chunks.hip has them."""
 FEW_OF_A_SEQUENCE = 8
 """Tokens up to which a rule takes those of a sequence one after another; in the chunks of state_chunks.hip more."""
+MOST_TURNS = 32
+"""Blocks that sequences are dealt out to, of which there may be many without a token."""
 MAX_WIDTH = 4
 """Of a convolution."""
 MAX_STATE_DIM = 32
 """Of a selective scan."""
 
 
-STEP_THREADS, MOST_SHARERS, MOST_VALUES = 512, 8, 128
+STEP_THREADS, MOST_VALUES = 512, 128
 """As delta_step.hip has them."""
 _SIGNATURES = {"split_gate": "float32* float32* float32* uint64 uint32 uint32 uint32"}
 
@@ -151,9 +153,10 @@ def _rule(
     runs, chunks = blocks(dim, COLUMNS), blocks(tokens, CHUNK)
     args |= {"y": y, "decay": float32(decay), "count": len(state.slots)}
     args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
-    args |= {"value_heads": heads, "value_dim": dim, "chunks": None}
+    turns = min(len(state.slots), MOST_TURNS)
+    args |= {"value_heads": heads, "value_dim": dim, "chunks": None, "turns": turns}
     args |= {"few": FEW_OF_A_SEQUENCE if chunked else np.iinfo(np.int32).max}
-    grid = heads * runs, len(state.slots)
+    grid = heads * runs, turns
     _kernel("state_rule", key_dim, **defines)(grid, (RULE_THREADS,), args)
     if chunked:
         factors = 1 if "RF_STATE_SPACE" in defines else 2
@@ -181,9 +184,11 @@ def _with_stride(x: Array, stride: int) -> Array:
 def takes_step(qkv: Array, alpha: Array, state: RecurrentLayer, heads: tuple[int, int], conv: Array) -> bool:
     """Whether `delta_step` is for a batch."""
     (key_heads, value_heads), (key_dim, value_dim) = heads, state.arrays[-1].shape[-2:]
+    if state.most > 1 or not len(qkv) or state.counters is None:
+        return False
     sizes = key_dim in CHUNKED_KEY_DIMS and value_dim % 4 == 0 and value_dim <= MOST_VALUES
-    shared = value_heads // key_heads <= MOST_SHARERS and alpha.shape[1] == value_heads and conv.shape[1] <= MAX_WIDTH
-    return state.most == 1 and len(qkv) > 0 and sizes and shared
+    counted = len(state.slots) * key_heads <= state.counters.size
+    return sizes and counted and alpha.shape[1] == value_heads and conv.shape[1] <= MAX_WIDTH
 
 
 def delta_step(
@@ -211,7 +216,8 @@ def delta_step(
     args |= {"conv": float32(conv), "conv_width": conv.shape[1], "decay": float32(decay), "bias": float32(bias)}
     args |= {"norm": float32(norm), "norm_eps": norm_eps, "eps": eps, "sequences": _sequences(state, stride)}
     args |= {"key_heads": key_heads, "value_heads": value_heads, "value_dim": value_dim, "repeated": int(repeated)}
-    _step_kernel(key_dim)((key_heads, len(state.slots)), (STEP_THREADS,), args)
+    args["counters"] = state.counters
+    _step_kernel(key_dim)((value_heads, len(state.slots)), (STEP_THREADS,), args)
     return out
 
 
