@@ -117,7 +117,7 @@ class ParallelExpertsStep(Step):
         norm, router, matrices = mixer.pre_ffw_norm_2, self.routed.ffn_gate_inp, ExpertMatrices(*self.routed.matrices)
         takes = is_hidden(norm, RMSNorm) and not self.routed.weighs_input
         self.experts_norm = NextNorm(norm.weight, norm.eps, matrices) if takes else None
-        chooses = is_hidden(router, NormedRouter) and router not in tables and self.routed.part is None
+        chooses = is_hidden(router, NormedRouter) and self.routed.part is None
         self.router_norm = NextNorm(router.scale, router.eps, [router.weight], router.factor) if chooses else None
         norms = [*(dense.norms if dense else ()), self.experts_norm, self.router_norm]
         self.norm_in = FusedNorms(*(each for each in norms if each is not None))

@@ -12,10 +12,10 @@ import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
 from rocforge.ops.device import moe as device_moe
-from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.operands import as_operand, quantized
 from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.linear import linear
-from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route, scale_by_expert
+from rocforge.ops.moe import Matrices, experts, experts_by_logits, group_by_expert, mixture, route, scale_by_expert
 from rocforge.ops.norm import rms_norm, rms_norm_for
 from rocforge.ops.types import ExpertMatrices, NextNorm
 from rocforge.quant import QuantizedArray
@@ -319,6 +319,19 @@ def test_shared_expert_behind_the_others():
         )
     assert all(step.joined is None for step in gpu.fused._steps if hasattr(step, "joined"))
     assert relative_error(gpu(tokens).get(), logits) < 1e-3
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 20])
+def test_experts_by_logits(rng, tokens):
+    """What the experts that `route` chooses of the logits give, with factors of their own; as floats and as products
+    take x."""
+    layer, policy = Layer(rng, ["Q8_0"] * 3, count=40, dim=192), (3, True, True, 1.5, False, (1, 1), None)
+    x, logits = (cp.asarray(rng.standard_normal((tokens, n)).astype(np.float32)) for n in (192, 40))
+    scales = cp.asarray(rng.uniform(0.5, 2, 40).astype(np.float32))
+    expected = experts(x, *route(logits, *policy, scales), *layer.device).get()
+    for given in (x, as_operand(x, form_for(ExpertMatrices(*layer.device), tokens))):
+        y = experts_by_logits(given, logits, (*policy, scales), *layer.device)
+        assert relative_error(y.get(), expected) < 1e-6
 
 
 def test_rounded_already(rng):

@@ -182,8 +182,10 @@ def test_several_norms_of_one_launch(rng, form):
     x, *weights = (cp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((tokens, n), n, n))
     norms, names = [NextNorm(weight, 1e-5, ()) for weight in weights], []
     norms.append(NextNorm(None, 0.0, (), normalizes=False))
+    args = x, [], [], None, [(norm, form) for norm in norms]
+    same, found = device_norm.add_normed(*args)
     with launches_recorded(lambda kernel: names.append(kernel.name)):
-        same, found = device_norm.add_normed(x, [], [], None, [(norm, form) for norm in norms])
+        device_norm.add_normed(*args)
     assert same is x and names == ["add_normed_for_several"]
     expected = [*(device_norm.rms_norm(x, weight, 1e-5, form=form) for weight in weights), as_operand(x, form)]
     for pair in zip(found, expected, strict=True):
