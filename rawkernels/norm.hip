@@ -135,7 +135,8 @@ RF_DEVICE void add_normed(const AddNormedParams& p) {
     Row weight(p.norms[0].weight, n, 1.0f), other_weight(TWO ? p.norms[1].weight : nullptr, n, 1.0f);
     Row both(TWO ? p.norms[2].weight : nullptr, n, 1.0f), next(p.next[0].weight, n, 1.0f);
     for (u32 which = 1; SEVERAL && which < nexts; ++which)
-        for (u32 i = 4 * thread_x(); p.next[which].weight && i < n; i += 4 * THREADS) prefetch(p.next[which].weight + i);
+        for (u32 i = 4 * thread_x(); p.next[which].weight && i < n; i += 4 * THREADS)
+            prefetch(p.next[which].weight + i);
     float times = p.factor ? load_early(p.factor) : 1.0f;
     wait_for_previous();
     Row x(p.x + start, n), y(p.y ? p.y + start : nullptr, n), other(second ? second + start : nullptr, n);
