@@ -27,11 +27,10 @@ from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.device import norm as device_norm
-from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import as_operand
-from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.sampling import Sampler, logprobs_device
-from rocforge.ops.moe import Matrices, experts, group_by_expert, route
+from rocforge.ops.moe import ExpertMatrices, Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import SamplingParams
@@ -207,7 +206,7 @@ def expert_products(report: Report) -> None:
         nbytes = sum(matrices.weight.nbytes for matrices in layer) / count
         for tokens in (1, 2, 4, 8, 16, 64, 512, 2048):
             x = noise((tokens, dim))
-            x = as_operand(x, operand_form(tokens, *layer))
+            x = as_operand(x, form_for(ExpertMatrices(*layer), tokens))
             routings = [route(noise_of(seed, tokens, count), used) for seed in range(16)]
             chosen = statistics.mean(len(np.unique(ids.get())) for ids, _ in routings)
             run = functools.partial(experts, x, gate=layer[0], up=layer[1], down=layer[2], activate=activate)

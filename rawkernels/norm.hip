@@ -96,6 +96,106 @@ rf_rms_norm_of_experts(NormOfExpertsParams p) {
     });
 }
 
+// The residual stream x past what a layer adds to it, and what the next products take of it.
+//
+// Each y goes through a norm of its own, of two their sum goes through a third:
+//   v = norm_0(y_0), or norm_2(norm_0(y_0) + norm_1(y_1));  s = (x + v) * factor, which is written.
+// Without any y, s is x, and is not written. Each of `next` is a norm of s, times a scale, or s itself.
+struct RowNorm {
+    RF_NULLABLE const float* weight;
+    float eps;
+};
+struct NextNorm {
+    RF_NULLABLE float* floats;
+    RF_NULLABLE f16* fp16;
+    RF_NULLABLE u8* quantized;
+    u32 width;
+    RF_NULLABLE const float* weight;
+    float eps, scale;
+    u32 normalizes;
+};
+struct AddNormedParams {
+    RF_NULLABLE float* sum;
+    const float* x;
+    RF_NULLABLE const float *y, *other;
+    RowNorm norms[3];
+    RF_NULLABLE const float* factor;
+    NextNorm next[3];
+    u32 nexts, n;
+};
+
+// With TWO there may be `other`, with SEVERAL up to three in `next`, else one.
+template <bool TWO, bool SEVERAL>
+RF_DEVICE void add_normed(const AddNormedParams& p) {
+    u32 n = p.n, nexts = SEVERAL ? p.nexts : minimum(i32(p.nexts), 1);
+    u64 start = u64(block_x()) * n;
+    const float* second = TWO ? p.other : nullptr;
+    f32x4 zero = make_f32x4(0, 0, 0, 0);
+    // weights come while the kernel before still runs
+    Row weight(p.norms[0].weight, n, 1.0f), other_weight(TWO ? p.norms[1].weight : nullptr, n, 1.0f);
+    Row both(TWO ? p.norms[2].weight : nullptr, n, 1.0f), next(p.next[0].weight, n, 1.0f);
+    for (u32 which = 1; SEVERAL && which < nexts; ++which)
+        for (u32 i = 4 * thread_x(); p.next[which].weight && i < n; i += 4 * THREADS)
+            prefetch(p.next[which].weight + i);
+    float times = p.factor ? load_early(p.factor) : 1.0f;
+    wait_for_previous();
+    Row x(p.x + start, n), y(p.y ? p.y + start : nullptr, n), other(second ? second + start : nullptr, n);
+    auto factor_of = [&](float squared, float eps) { return fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps); };
+    auto factor_of_row = [&](const Row& row, float eps) {
+        float squared = 0.0f;
+        each_four(n, [&](u32 k, u32 i) { squared += squares(row.at(k, i)); });
+        return factor_of(squared, eps);
+    };
+    float factor = p.y ? factor_of_row(y, p.norms[0].eps) : 0.0f, other_factor = 0.0f, both_factor = 0.0f;
+    auto two = [&](u32 k, u32 i) {
+        f32x4 v = scaled(y.at(k, i), factor, weight.at(k, i), zero);
+        return scaled(other.at(k, i), other_factor, other_weight.at(k, i), v);
+    };
+    f32x4 kept[KEPT] = {};
+    float squared = 0.0f;
+    if (second) {
+        other_factor = factor_of_row(other, p.norms[1].eps);
+        each_four(n, [&](u32 k, u32 i) {
+            f32x4 v = two(k, i);
+            if (k < KEPT) kept[k < KEPT ? k : 0] = v;
+            squared += squares(v);
+        });
+        both_factor = factor_of(squared, p.norms[2].eps);
+        squared = 0.0f;
+    }
+    each_four(n, [&](u32 k, u32 i) {
+        f32x4 s = x.at(k, i);
+        if (second) {
+            s = scaled(k < KEPT ? kept[k < KEPT ? k : 0] : two(k, i), both_factor, both.at(k, i), s);
+        } else if (p.y) {
+            s = scaled(y.at(k, i), factor, weight.at(k, i), s);
+        }
+        s = make_f32x4(s.x * times, s.y * times, s.z * times, s.w * times);
+        if (k < KEPT) kept[k < KEPT ? k : 0] = s;
+        if (p.sum) store4(p.sum + start, i, n, s);
+        squared += squares(s);
+    });
+    if (nexts == 0) return;
+    float mean = block_sum<THREADS>(squared) / float(n);
+    const float* stream = p.sum ? p.sum : p.x;
+    RF_NO_UNROLL
+    for (u32 which = 0;;) {
+        NextNorm to = p.next[which];
+        Output output = {to.floats, to.fp16, {to.quantized, to.width, cells_of(n)}, n};
+        float f = to.normalizes ? fast_rsqrt(mean + to.eps) * to.scale : to.scale;
+        each_four(output.end(), [&](u32 k, u32 i) {
+            f32x4 s = k < KEPT ? kept[k < KEPT ? k : 0] : load4(stream + start, i, n);
+            output.write(i, scaled(s, f, next.at(k, i), zero));
+        });
+        if (!SEVERAL || ++which == nexts) break;
+        next = Row(p.next[which].weight, n, 1.0f);
+    }
+}
+
+RF_KERNEL(THREADS) rf_add_normed(AddNormedParams p) { add_normed<false, false>(p); }
+RF_KERNEL_BOUND(THREADS, 1024) rf_add_normed_for_several(AddNormedParams p) { add_normed<false, true>(p); }
+RF_KERNEL(THREADS) rf_add_two_normed(AddNormedParams p) { add_normed<true, true>(p); }
+
 // (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
 RF_KERNEL(THREADS)
 rf_layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 width, u32 n,

@@ -177,6 +177,8 @@ class QuantizedArray(NDArrayOperatorsMixin):
         view = self._view(data, (*data.shape[:-1], self.shape[-1]))
         if self._float32 is not None or (self.keep_float32 and self.ndim > 2):
             view._float32 = self.float32()[rows]
+        if self.fp16 is not None and isinstance(index, slice) and index.step in (None, 1):
+            view.fp16 = self.fp16[index]
         return view
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -110,6 +110,7 @@ def test_lattices(name):
 
 
 BEGINNINGS = ("accumulate<", "product<", "block_sums<", "multiply_parts<", "gated_product\\(", "multiply_pairs\\(")
+BEGINNINGS += ("add_normed<",)
 WAITS = "|".join([r"wait_for_previous\(\)", *(rf"\b{name}" for name in BEGINNINGS)])
 """What a kernel does at first: it waits, or calls what loads weights and then waits."""
 

@@ -29,8 +29,8 @@ class ParallelExperts(Module):
         self.pre_ffw_norm_2, self.routed, self.post_ffw_norm_2 = norm(), routed, norm()
 
     def forward(self, x: Any) -> Any:
-        return self.join(x, self.routed(self.pre_ffw_norm_2(x), x))
+        return self.join(self.dense(self.ffn_norm(x)), self.routed(self.pre_ffw_norm_2(x), x))
 
-    def join(self, x: Any, mixed: Any) -> Any:
-        """The sum of both, of x and of what the mixture gives."""
-        return add(self.post_ffw_norm_1(self.dense(self.ffn_norm(x))), self.post_ffw_norm_2(mixed))
+    def join(self, y: Any, mixed: Any) -> Any:
+        """The sum of both, of what the feed-forward gives and what the mixture does."""
+        return add(self.post_ffw_norm_1(y), self.post_ffw_norm_2(mixed))

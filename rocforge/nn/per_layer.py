@@ -56,8 +56,18 @@ class PerLayerInput(Module):
         self.inp_gate, self.proj, self.post_norm = Linear(dim, inner), Linear(inner, dim), RMSNorm(dim, eps)
         self.layer = layer
 
+    @property
+    def projections(self) -> list[Module]:
+        """What multiplies x."""
+        return [self.inp_gate]
+
     def forward(self, x: Any, batch: Batch) -> Any:
-        return self.post_norm(self.proj(geglu(self.inp_gate(x), batch.layer_inputs[:, self.layer])))
+        return self.post_norm(self.proj(self.mix([layer(x) for layer in self.projections], batch)))
+
+    def mix(self, projected: list[Any], batch: Batch) -> Any:
+        """What proj takes, of what the projections give."""
+        (gate,) = projected
+        return geglu(gate, batch.layer_inputs[:, self.layer])
 
 
 class LayerEnd(Module):

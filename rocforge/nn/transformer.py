@@ -18,7 +18,8 @@ from rocforge.device.libraries import cupy_module
 from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.fuse import Fused, Stream
+from rocforge.nn.fuse import Fused
+from rocforge.nn.fuse_steps import Stream
 from rocforge.nn.layers import Classifier, Embedding, Linear
 from rocforge.nn.low_rank import TokenAdapters, adapted
 from rocforge.nn.module import Module

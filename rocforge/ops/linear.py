@@ -106,7 +106,7 @@ def linears(
 def gated_linear(
     x: Array | PackedOperand,
     gate: Weight,
-    up: Weight,
+    up: Weight | None,
     gate_bias: Array = None,
     up_bias: Array = None,
     activate: str = "swiglu",
@@ -116,7 +116,7 @@ def gated_linear(
 
     Args:
         x: as in `linear`.
-        gate, up: matrices of one shape.
+        gate, up: matrices of one shape; without up, gate has the rows of both, and its bias too.
         gate_bias, up_bias: shape (rows,), or None.
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
         consumer: the weight that the result is to be multiplied with, if that is all it is for.
@@ -126,11 +126,19 @@ def gated_linear(
         where the kernel can write it. Where that is float16, the BLAS library's products of gate and up are rounded to
         it as well, beyond ±65504 to infinity, if they have no biases.
     """
+    on_host, unit = get_array_module(gate) is np, getattr(activation, activate)
+    if up is None:
+        rows = len(gate) // 2
+        if on_host:
+            y = linear(x, gate, gate_bias)
+            return unit(y[..., :rows], y[..., rows:])
+        gate, up = gate[:rows], gate[rows:]
+        gate_bias, up_bias = (None, None) if gate_bias is None else (gate_bias[:rows], gate_bias[rows:])
     if gate.shape != up.shape:
         raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")
-    if get_array_module(gate) is not np:
+    if not on_host:
         return device.gated_linear(x, gate, up, [gate_bias, up_bias], activate, consumer)
-    return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
+    return unit(*linears(x, [gate, up], [gate_bias, up_bias]))
 
 
 def _products(x: HostArray, weights: Sequence[Weight]) -> list[HostArray]:

@@ -144,6 +144,24 @@ def experts(
     return out
 
 
+def experts_by_logits(
+    x: Array | PackedOperand,
+    logits: Array,
+    routing: tuple[Any, ...],
+    gate: Matrices,
+    up: Matrices | None,
+    down: Matrices,
+    activate: str = "swiglu",
+) -> Array:
+    """`experts(x, *route(logits, *routing), ...)`; on a device products of few tokens choose the experts themselves."""
+    on_host = get_array_module(logits) is np
+    _check_used(routing[0], logits.shape[-1], on_host)
+    if not on_host:
+        how = device.Routing.of(logits.shape[-1], *routing)
+        return device_experts.experts_by_logits(x, logits, how, gate, up, down, activate)[0]
+    return experts(x, *route(logits, *routing), gate, up, down, activate)
+
+
 def halves(y: Array) -> tuple[Array, Array]:
     """What gate and up give, of what a matrix with the rows of both does: y (rows, 2 * ffn)."""
     ffn = y.shape[1] // 2

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.device.distributed import Group
+from rocforge.ops.activation import scale_columns
 from rocforge.ops.arguments import check_row, check_shape, float32_of, operands
 from rocforge.ops.device import norm as device
 from rocforge.ops.device.operands import PackedOperand
-from rocforge.ops.device.plan import form_for
-from rocforge.ops.types import Array, Weight
+from rocforge.ops.device.plan import OperandForm, form_for
+from rocforge.ops.types import Array, NextNorm, Weight
 
 
 def rms_norm(x: Array, weight: Array = None, eps: float = 1e-5, residual: Array = None) -> Array:
@@ -79,6 +81,49 @@ def summed_then_norm(
         return group.all_reduce(x), None
     check_row("summed_then_norm", x, weight=weight)
     return device.rms_norm_of_cards(group, x, weight, eps, form_for(weights, len(x)))
+
+
+def add_normed(
+    x: Array, ys: Sequence[Array], norms: Sequence[Any], factor: Array, following: Sequence[NextNorm]
+) -> tuple[Array, list[Array | PackedOperand] | None]:
+    """A residual stream past a layer whose results are normalized, and what follows on it.
+
+    Args:
+        x: float32 (tokens, n), the stream.
+        ys: float32 (tokens, n), one or two, whose sum is added.
+        norms: what has a weight (n,) and an eps: the `rms_norm` of each of ys, and of two that of their sum.
+        factor: float32 (1,), on the result; or None.
+        following: the norms of the result that come next.
+
+    Returns:
+        float32 (tokens, n); and on a device, of the same launch, each of `following` as the products after it take it;
+        else None.
+    """
+    for norm in (*norms, *following):
+        check_row("add_normed", x, weight=norm.weight)
+    for y in ys:
+        check_shape("add_normed", "y", y, x.shape)
+    if get_array_module(x) is not np:
+        total, normed = device.add_normed(x, ys, norms, factor, _with_forms(following, len(x)))
+        return total, normed or None
+    if len(ys) == 1:
+        total = rms_norm(ys[0], norms[0].weight, norms[0].eps, x)
+    else:
+        first, other = (rms_norm(y, norm.weight, norm.eps) for y, norm in zip(ys, norms[:2], strict=True))
+        total = rms_norm(first + other, norms[2].weight, norms[2].eps, x)
+    return total if factor is None else scale_columns(total, factor), None
+
+
+def rms_norms(x: Array, norms: Sequence[NextNorm]) -> list[Array | PackedOperand]:
+    """Several norms of one x (tokens, n), each as the products after it take it; on a device of one launch."""
+    if get_array_module(x) is np:
+        normed = [rms_norm(x, norm.weight, norm.eps) if norm.normalizes else x for norm in norms]
+        return [y if norm.scale == 1 else y * np.float32(norm.scale) for y, norm in zip(normed, norms, strict=True)]
+    return device.add_normed(x, [], [], None, _with_forms(norms, len(x)))[1]
+
+
+def _with_forms(norms: Sequence[NextNorm], tokens: int) -> list[tuple[NextNorm, OperandForm]]:
+    return [(norm, form_for(norm.consumers, tokens)) for norm in norms]
 
 
 def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 1e-5) -> Array:

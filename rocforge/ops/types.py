@@ -70,15 +70,31 @@ class HeadNorm(NamedTuple):
     eps: float
 
 
-class NextNorm(NamedTuple):
-    """The rms_norm that follows on a residual stream, and the weights that its result is multiplied with.
+class ExpertMatrices(NamedTuple):
+    """The Matrices of a mixture's three products, as rocforge.ops.moe.experts takes them.
 
     Attributes:
-        weight: float32 (n,), the norm's.
+        gate, up, down: Matrices, or what else has a weight and a bias. Without up, gate has the rows of both.
+    """
+
+    gate: Any
+    up: Any
+    down: Any
+
+
+class NextNorm(NamedTuple):
+    """The rms_norm that follows on a residual stream, and what its result is multiplied with.
+
+    Attributes:
+        weight: float32 (n,), the norm's; or None for one.
         eps: of the norm.
-        consumers: the weights.
+        consumers: the weights, or those of a mixture's experts.
+        scale: a factor on the norm.
+        normalizes: False: there is no norm, and the stream itself is multiplied.
     """
 
     weight: Array
     eps: float
-    consumers: Sequence[Weight]
+    consumers: Sequence[Weight] | ExpertMatrices
+    scale: float = 1.0
+    normalizes: bool = True

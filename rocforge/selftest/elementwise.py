@@ -12,8 +12,9 @@ from rocforge.device.libraries import cupy_module
 from rocforge.ops import activation
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.norm import add_normed, layer_norm, rms_norm
 from rocforge.ops.rope import rope, rope_frequencies
+from rocforge.ops.types import NextNorm
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import EXACT, HALF, beyond_half_steps, floats, label
 from rocforge.selftest.weights import relative_error, values_of
@@ -42,6 +43,7 @@ def checks(sizes: Sizes) -> list[Check]:
             lambda x, w, r: rms_norm(x, w, 1e-6, r),
             lambda g, n: [*weighted(g, n), rows(g, n)],
         ),
+        *(same(f"norms behind {count}", _added, functools.partial(_normed, width, count)) for count in (1, 2)),
         same("layer_norm", layer_norm, lambda rng, n: [*weighted(rng, n), floats(rng, width)]),
         Check("rms_norm in float16 and int8", functools.partial(_rounded_norms, width)),
         *(same(name, getattr(activation, name), one) for name in ("silu", "gelu", "softmax")),
@@ -62,6 +64,17 @@ def _same(op: Callable[..., Any], make: Make, tokens: Sequence[int], rng: np.ran
         y = op(*map(cupy_module().asarray, arrays))
         errors[label(n)] = Error(relative_error(y, op(*arrays)), EXACT)
     return Outcome(errors)
+
+
+def _normed(width: int, count: int, rng: np.random.Generator, n: int) -> Sequence[np.ndarray]:
+    """Streams, what that many layers give, and the weights of the norms behind these."""
+    return [floats(rng, n, width) for _ in range(1 + count)] + [floats(rng, width) for _ in range(2 * count - 1)]
+
+
+def _added(x: Any, *arrays: Any) -> Any:
+    count = 1 if len(arrays) == 2 else 2
+    ys, weights = arrays[:count], arrays[count:]
+    return add_normed(x, ys, [NextNorm(weight, 1e-5, ()) for weight in weights], None, ())[0]
 
 
 def _rounded_norms(width: int, rng: np.random.Generator) -> Outcome:

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 from adapters import merge, random_lora
-from golden import build, relative_error
+from gguf import GGMLQuantizationType
+from golden import build, families, relative_error
 
 import rocforge as rf
 from rocforge.load import load_model
@@ -21,11 +22,14 @@ SAME = 2e-2
 CAPTURES = pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
 
 
-@pytest.fixture(scope="module", params=["phi3", "mixtral"])
+@pytest.fixture(scope="module", params=["phi3", "mixtral", "olmo2", "gemma4-shared"])
 def both(request, tmp_path_factory):
     """A small random model on the CPU and on the device."""
     path = tmp_path_factory.mktemp("models") / "model.gguf"
-    build(path, request.param, "Q8_0")
+    if request.param in families.FAMILIES:
+        families.build(path, request.param, GGMLQuantizationType.Q8_0)
+    else:
+        build(path, request.param, "Q8_0")
     return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
 
 

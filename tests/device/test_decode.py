@@ -6,7 +6,8 @@ import os
 import cupy as cp
 import numpy as np
 import pytest
-from golden import build
+from gguf import GGMLQuantizationType
+from golden import build, families
 
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
@@ -196,6 +197,41 @@ def test_launches_of_a_step(model):
     layer = ["matvec", "attention_decode", "matvec_then_norm", "matvec_gated", "matvec_then_norm"]
     first = ["begin_step", "rope_angles", "dequantize_float32", "rms_norm"]
     assert launched(model) == [*first, *layer * model.config.layers, "matvec", "sample_slices", "sample_rows"]
+
+
+ATTENTION, NORMED_MLP = ["matvec", "attention_decode", "matvec", "add_normed"], ["matvec_gated", "matvec", "add_normed"]
+ROUNDED = ["matvec", "attention_decode", "quantize_activations", "matvec", "add_normed"]
+"""Of models whose heads are no whole cells, so that attention writes floats."""
+LAYERS = {
+    "gemma2": [*ATTENTION, *NORMED_MLP],
+    "gemma3": [*ATTENTION, *NORMED_MLP],
+    "olmo2": ["matvec", "rms_norm", "rms_norm", *ATTENTION[1:], *NORMED_MLP],
+    "glm4": [*ROUNDED, *NORMED_MLP],
+    "exaone4": [*ROUNDED, *NORMED_MLP],
+    "gemma4-experts": [
+        *ATTENTION[:3],
+        "add_normed_for_several",
+        *["matvec_gated", "matvec"],
+        *["matvec", "experts_gated", "experts_down"],
+        "add_two_normed",
+    ],
+    "gemma4-shared": [*ATTENTION, *NORMED_MLP, "matvec", "geglu", "matvec", "add_normed"],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_launches_with_norms_behind(tmp_path, name):
+    """A norm behind a part, the residual and the next norms are one launch: seven a layer, ten with experts beside."""
+    path = tmp_path / "model.gguf"
+    if name in families.FAMILIES:
+        families.build(path, name, GGMLQuantizationType.Q8_0)
+    else:
+        build(path, name, "Q8_0")
+    model = load_model(rf.open_gguf(path), "gpu")
+    names = [kernel for kernel in launched(model) if kernel != "rope_store"]  # of layers that share keys
+    layers = LAYERS[name] * model.config.layers
+    first = len(names) - len(layers) - names[::-1].index("add_normed" if "experts" not in name else "add_two_normed")
+    assert names[first:][: len(layers)] == layers
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "qwen3"])

@@ -59,6 +59,14 @@ def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
             assert relative_error(y.get(), x.get().astype(np.float64) @ weight.fp16.get().T.astype(np.float64)) < 1e-5
 
 
+def test_rows_keep_them(file, rng):
+    """Of a run of rows they are that part; of rows here and there, which would be copies, there are none."""
+    weight = load_model(file, "gpu", fp16_weights=True).blk[0].ffn.ffn_up.weight
+    part = weight[8:40]
+    assert part.fp16.data.ptr == weight.fp16[8:].data.ptr and part.fp16.shape == part.shape
+    assert weight[::2].fp16 is None and weight[[1, 2]].fp16 is None
+
+
 def test_launches_of_a_prompt(file, monkeypatch):
     """Nine a layer, four of them the BLAS library's: norms add the residual, attention and units write float16."""
     model, names = load_model(file, "gpu", fp16_weights=True), []

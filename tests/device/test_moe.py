@@ -12,13 +12,12 @@ import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
 from rocforge.ops.device import moe as device_moe
-from rocforge.ops.device.experts import operand_form
-from rocforge.ops.device.operands import quantized
-from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.device.operands import as_operand, quantized
+from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.linear import linear
-from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route, scale_by_expert
+from rocforge.ops.moe import Matrices, experts, experts_by_logits, group_by_expert, mixture, route, scale_by_expert
 from rocforge.ops.norm import rms_norm, rms_norm_for
-from rocforge.ops.types import NextNorm
+from rocforge.ops.types import ExpertMatrices, NextNorm
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
@@ -157,7 +156,7 @@ def run_layer(rng, layer, tokens, used, activate="swiglu", size=1 / 16):
     ids, weights = layer.routing(rng, tokens, used)
     args = [cp.asarray(a) for a in (x, ids, weights)]
     y = experts(*args, *layer.device, activate, cp.asarray(residual)).get()
-    if operand_form(tokens, *layer.device) is not OperandForm.INT8:
+    if form_for(ExpertMatrices(*layer.device), tokens) is not OperandForm.INT8:
         return relative_error(y - residual, layer.reference(x, ids, weights, activate, residual)[0] - residual)
     rounded = values_of(quantized(args[0]))[:, : layer.dim]
     expected, moved = layer.reference(rounded, ids, weights, activate, residual)
@@ -204,7 +203,7 @@ def test_experts_of_several_formats(rng, qtypes, tokens):
     """down of another format, gate and up of two, and formats without a kernel of their own."""
     layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
     assert run_layer(rng, layer, tokens, 2) < (
-        INT8 if operand_form(tokens, *layer.device) is OperandForm.INT8 else HALF
+        INT8 if form_for(ExpertMatrices(*layer.device), tokens) is OperandForm.INT8 else HALF
     )
 
 
@@ -322,12 +321,25 @@ def test_shared_expert_behind_the_others():
     assert relative_error(gpu(tokens).get(), logits) < 1e-3
 
 
+@pytest.mark.parametrize("tokens", [1, 8, 20])
+def test_experts_by_logits(rng, tokens):
+    """What the experts that `route` chooses of the logits give, with factors of their own; as floats and as products
+    take x."""
+    layer, policy = Layer(rng, ["Q8_0"] * 3, count=40, dim=192), (3, True, True, 1.5, False, (1, 1), None)
+    x, logits = (cp.asarray(rng.standard_normal((tokens, n)).astype(np.float32)) for n in (192, 40))
+    scales = cp.asarray(rng.uniform(0.5, 2, 40).astype(np.float32))
+    expected = experts(x, *route(logits, *policy, scales), *layer.device).get()
+    for given in (x, as_operand(x, form_for(ExpertMatrices(*layer.device), tokens))):
+        y = experts_by_logits(given, logits, (*policy, scales), *layer.device)
+        assert relative_error(y.get(), expected) < 1e-6
+
+
 def test_rounded_already(rng):
     """Activations, as a norm writes them, are as floats."""
     layer = Layer(rng, ["Q8_0"] * 3)
     x = cp.asarray(rng.standard_normal((2, layer.dim)).astype(np.float32))
     ids, weights = map(cp.asarray, layer.routing(rng, 2, 3))
-    assert operand_form(2, *layer.device) is OperandForm.INT8
+    assert form_for(ExpertMatrices(*layer.device), 2) is OperandForm.INT8
     y = experts(quantized(x), ids, weights, *layer.device)
     assert (y.get() == experts(x, ids, weights, *layer.device).get()).all()
 

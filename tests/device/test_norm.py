@@ -6,10 +6,13 @@ import cupy as cp
 import numpy as np
 import pytest
 
+from rocforge.device.kernels import launches_recorded
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.norm import rms_norm_of_sum
+from rocforge.ops.device.operands import as_operand
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.norm import add_normed, layer_norm, rms_norm
+from rocforge.ops.types import NextNorm
 from rocforge.selftest.weights import half_steps, relative_error, values_of
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
@@ -140,9 +143,70 @@ def test_of_a_sum(n: int):
         np.testing.assert_allclose(normed.get().astype(np.float32), expected, rtol=2**-10, atol=2**-24)
 
 
+@pytest.mark.parametrize("n", [1, 100, 128, 1000, 2816, 4099, 5376])
+@pytest.mark.parametrize("count", [1, 2])
+def test_add_normed(rng, n: int, count: int):
+    """The stream past one result or two through their norms, times a factor, and each norm of it in a form of its own:
+    all at once, one at a time, and none."""
+    x, *ys = rng.standard_normal((1 + count, 5, n), np.float32)
+    weights, factor = rng.standard_normal((6, n), np.float32), np.array([0.37], np.float32)
+    behind = [NextNorm(cp.asarray(weights[i]), 10.0 ** -(4 + i), ()) for i in range(2 * count - 1)]
+    added = [rms_norm_64(y, weights[i], norm.eps) for i, (y, norm) in enumerate(zip(ys, behind, strict=False))]
+    added = added[0] if count == 1 else rms_norm_64(added[0] + added[1], weights[2], behind[2].eps)
+    following = [
+        (NextNorm(cp.asarray(weights[3]), 1e-5, ()), OperandForm.INT8),
+        (NextNorm(cp.asarray(weights[4]), 1e-3, (), scale=0.25), OperandForm.FLOAT32),
+        (NextNorm(None, 0.0, (), normalizes=False), OperandForm.FP16),
+    ]
+    on_device = cp.asarray(x), [cp.asarray(y) for y in ys], behind
+    for some, by in ((following, factor), *(([each], None) for each in following), ([], factor)):
+        total, normed = device_norm.add_normed(*on_device, None if by is None else cp.asarray(by), some)
+        expected = (x + added) * (1 if by is None else by)
+        assert relative_error(total, expected) < 1e-5
+        for (norm, form), out in zip(some, normed, strict=True):
+            exact = expected
+            if norm.normalizes:
+                exact = norm.scale * rms_norm_64(expected, norm.weight.get(), norm.eps)
+            if form is OperandForm.INT8:
+                values = values_of(out)
+                assert (np.abs(values[:, :n] - exact) <= half_steps(exact) + 1e-4 * np.abs(exact).max()).all()
+                assert not values[:, n:].any()
+            else:
+                assert relative_error(out, exact) < (1e-3 if form is OperandForm.FP16 else 1e-5)
+
+
+@pytest.mark.parametrize("form", [OperandForm.FRAGMENTS_8, OperandForm.SWIZZLED, OperandForm.FP16])
+def test_several_norms_of_one_launch(rng, form):
+    """Each is what `rms_norm` gives, to a step of float16; without a norm, what the stream is in that form."""
+    tokens, n = 256 if form is OperandForm.SWIZZLED else 8, 512  # all of an operand is written
+    x, *weights = (cp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((tokens, n), n, n))
+    norms, names = [NextNorm(weight, 1e-5, ()) for weight in weights], []
+    norms.append(NextNorm(None, 0.0, (), normalizes=False))
+    args = x, [], [], None, [(norm, form) for norm in norms]
+    same, found = device_norm.add_normed(*args)
+    with launches_recorded(lambda kernel: names.append(kernel.name)):
+        device_norm.add_normed(*args)
+    assert same is x and names == ["add_normed_for_several"]
+    expected = [*(device_norm.rms_norm(x, weight, 1e-5, form=form) for weight in weights), as_operand(x, form)]
+    for pair in zip(found, expected, strict=True):
+        ours, theirs = ((y.data.view(np.float16) if form.packed else y).get().astype(np.float32) for y in pair)
+        np.testing.assert_allclose(ours, theirs, rtol=2**-10, atol=2**-24)
+
+
+def test_stream_as_it_is(rng):
+    """Products that take the stream in float32 get it without a launch."""
+    x, norm = cp.asarray(rng.standard_normal((2, 64), np.float32)), NextNorm(None, 0.0, (), normalizes=False)
+    with launches_recorded(lambda kernel: pytest.fail(kernel.name)):
+        assert device_norm.add_normed(x, [], [], None, [(norm, OperandForm.FLOAT32)])[1][0] is x
+
+
 def test_wrong_shapes():
     x = cp.ones((2, 8), np.float32)
     with pytest.raises(ValueError, match="shape"):
         rms_norm(x, cp.ones(7, np.float32))
     with pytest.raises(ValueError, match=r"\(2, 8\) and \(1, 8\)"):
         rms_norm_of_sum(x, x[:1], None, x[0], 1e-5)
+    with pytest.raises(ValueError, match=r"\(7,\).*\(2, 8\)"):
+        add_normed(x, [x], [NextNorm(cp.ones(7, np.float32), 1e-5, ())], None, ())
+    with pytest.raises(ValueError, match=r"\(1, 8\).*\(2, 8\)"):
+        add_normed(x, [x[:1]], [NextNorm(x[0], 1e-5, ())], None, ())

@@ -6,7 +6,8 @@ import os
 import cupy as cp
 import numpy as np
 import pytest
-from golden import build
+from gguf import GGMLQuantizationType
+from golden import build, families
 
 import rocforge as rf
 from rocforge.load import load_model
@@ -125,12 +126,15 @@ GREEDY = {"temperature": 0, "logprobs": 0}
 
 @pytest.mark.parametrize(
     ("architecture", "sampling"),
-    [("llama", SAMPLED), ("qwen3", GREEDY), ("gemma2", GREEDY), ("phi3", GREEDY), ("gpt-oss", GREEDY)],
+    [("llama", SAMPLED), *((name, GREEDY) for name in ("qwen3", "gemma2", "phi3", "gpt-oss", "gemma4-experts"))],
 )
 def test_generation(tmp_path, rng, architecture, sampling, overlap, monkeypatch):
     """Tokens and log-probabilities of a prompt and of decode steps, single launches and a graph's, alone and in a
     batch, are bit for bit what they are without overlap."""
-    build(tmp_path / "model.gguf", architecture, "Q8_0")
+    if architecture in families.FAMILIES:
+        families.build(tmp_path / "model.gguf", architecture, GGMLQuantizationType.Q8_0)
+    else:
+        build(tmp_path / "model.gguf", architecture, "Q8_0")
     model = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu")
     prompts = [rng.integers(0, model.config.vocabulary, n).tolist() for n in (5, 3)]
 

@@ -190,6 +190,17 @@ def test_gated_rounds_for_what_follows(rng, n, rows):
     assert np.array_equal(packed.data.get(), quantized(plain).data.get())
 
 
+@pytest.mark.parametrize("n", [1, 8, 70])
+@pytest.mark.parametrize("qtype", ["Q4_K", "F16"])
+def test_gate_and_up_of_one_matrix(rng, qtype, n):
+    """A gated product of a matrix with the rows of both is that of its halves, bit for bit."""
+    x, weight = cp.asarray(rng.standard_normal((n, 256)).astype(np.float32)), random_weight(rng, qtype, (128, 256))
+    bias, halves = cp.asarray(rng.standard_normal(128).astype(np.float32)), (weight[:64], weight[64:])
+    both, gate, up = (w.to_device("gpu") for w in (weight, *halves))
+    expected = gated_linear(x, gate, up, bias[:64], bias[64:], "geglu")
+    assert cp.array_equal(gated_linear(x, both, None, bias, None, "geglu"), expected)
+
+
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", "IQ2_XXS"])
 def test_many_tokens(rng, qtype):
     """More than eight tokens go through float16 tiles and the BLAS library: within 1e-3."""

@@ -5,7 +5,7 @@ import pytest
 
 from rocforge.ops import row_tiles
 from rocforge.ops.embedding import embedding
-from rocforge.ops.linear import linear, linears
+from rocforge.ops.linear import gated_linear, linear, linears
 from rocforge.ops.quantize import quantize
 from rocforge.quant import QuantizedArray
 
@@ -27,6 +27,15 @@ def test_matches_float64(rng, packed, leading):
     y = linear(x, weight, bias, residual)
     assert y.dtype == np.float32 and y.shape == (*leading, 48)
     assert error(y, expected) < 1e-6
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_gate_and_up_of_one_matrix(rng, biased):
+    """A gated product of a matrix with the rows of both is that of its halves."""
+    weight, bias = quantize(rng.standard_normal((48, 64)), "Q8_0"), rng.standard_normal(48).astype(np.float32)
+    x, bias = rng.standard_normal((2, 3, 64)).astype(np.float32), bias if biased else None
+    halves = [None if array is None else array[half] for array in (weight, bias) for half in (np.s_[:24], np.s_[24:])]
+    assert error(gated_linear(x, weight, None, bias, activate="geglu"), gated_linear(x, *halves, "geglu")) < 1e-6
 
 
 def test_tiles_equal_whole(rng, monkeypatch):

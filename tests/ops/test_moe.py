@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rocforge.ops.activation import geglu
-from rocforge.ops.moe import Matrices, experts, route
+from rocforge.ops.moe import Matrices, experts, experts_by_logits, route
 
 
 def softmax(x):
@@ -43,9 +43,12 @@ def test_experts_sum(rng, biased):
     x, residual = (rng.standard_normal((7, 5)).astype(np.float32) for _ in range(2))
     gate, up, down = (rng.standard_normal(shape).astype(np.float32) for shape in [(4, 3, 5), (4, 3, 5), (4, 5, 3)])
     biases = [rng.standard_normal(w.shape[:2]).astype(np.float32) if biased else None for w in (gate, up, down)]
-    ids, weights = route(rng.standard_normal((7, 4)).astype(np.float32), 2)
+    logits = rng.standard_normal((7, 4)).astype(np.float32)
+    ids, weights = route(logits, 2)
     matrices = [Matrices(*pair) for pair in zip((gate, up, down), biases, strict=True)]
     out = experts(x, ids, weights, *matrices, "geglu", residual)
+    by_logits = experts_by_logits(x, logits, (2,), *matrices, "geglu")
+    np.testing.assert_array_equal(by_logits, experts(x, ids, weights, *matrices, "geglu"))
     gate_bias, up_bias, down_bias = [np.zeros(w.shape[:2]) if b is None else b for w, b in matrices]
     for token in range(7):
         expected = residual[token].astype(np.float64)

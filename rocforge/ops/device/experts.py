@@ -37,15 +37,15 @@ from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operan
 from rocforge.ops.device.plan import (
     OperandForm,
     Product,
-    experts_product,
+    experts_form,
+    experts_product_for,
     form_for,
-    form_of,
     fragments_for,
 )
 from rocforge.ops.device.products import linears
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
-from rocforge.ops.types import Array, Groups, Matrices, NextNorm
+from rocforge.ops.types import Array, ExpertMatrices, Groups, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
 WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS = 192, 160, 512
@@ -73,27 +73,12 @@ Pair = tuple[Matrices, ...]
 """Gate and up; or what has the rows of both."""
 
 
-def operand_form(tokens: int, gate: Matrices, up: Matrices | None, down: Matrices) -> OperandForm:
-    """The form in which `experts` takes an x of so many tokens, of matrices on the current device."""
-    return _form(_product(tokens, _pair(gate, up), down), tokens)
-
-
 def _pair(gate: Matrices, up: Matrices | None) -> Pair:
     if up is not None:
         return gate, up
     if gate.bias is not None:
         raise ValueError("experts: gate has the rows of up too, and a bias; on a device it can have one only apart")
     return (gate,)
-
-
-def _form(product: Product, tokens: int) -> OperandForm:
-    """Of many tokens each is laid out as the matrix unit takes it once its places are known."""
-    return OperandForm.FLOAT32 if product is Product.WIDE else form_of(product, tokens)
-
-
-def _product(tokens: int, pair: Pair, down: Matrices) -> Product:
-    gate, *_, up = (format_of(each.weight) for each in (*pair, pair[-1]))
-    return experts_product(gate, up, format_of(down.weight), tokens, tuning.current())
 
 
 def experts(
@@ -116,8 +101,8 @@ def experts(
     if not tokens:
         return cupy_module().empty((0, down.weight.shape[1]), np.float32)
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
-    product = _product(tokens, pair, down)
-    operand = as_operand(x, _form(product, tokens))
+    product = experts_product_for(ExpertMatrices(gate, up, down), tokens)
+    operand = as_operand(x, experts_form(product, tokens))
     if product in _OF_SORTED_PAIRS:
         y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)
         return combine(y, rank, weights, residual)
@@ -166,14 +151,31 @@ def mixture(
     last two choose the experts by the logits themselves.
     """
     _check_rows(down)
-    tokens, residual, count = len(x), float32(residual), len(down.weight) - always
+    matrices, count = ExpertMatrices(gate, up, down), len(down.weight) - always
+    operand, logits = _routed(x, norm, eps, router, form_for(matrices, len(x)))
     how = Routing.of(count, *routing)
     how = how._replace(used=how.used + always, always=int(always), gates=int(len(router.weight) > count))
-    pair = _pair(gate, up)
-    product = _product(tokens, pair, down)
-    operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
+    return experts_by_logits(operand, logits, how, *matrices, unit, residual, following)
+
+
+def experts_by_logits(
+    x: Array | PackedOperand,
+    logits: Array,
+    how: Routing,
+    gate: Matrices,
+    up: Matrices | None,
+    down: Matrices,
+    unit: str,
+    residual: Array = None,
+    following: NextNorm | None = None,
+) -> tuple[Array, Array | PackedOperand | None]:
+    """What `rocforge.ops.moe.experts_by_logits` gives, and the norm that follows on it, as `mixture` does."""
+    _check_rows(down)
+    tokens, residual = len(x), float32(residual)
+    pair, product = _pair(gate, up), experts_product_for(ExpertMatrices(gate, up, down), tokens)
+    operand = as_operand(x, experts_form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
-        return _gemv(operand, Chosen(None, logits, how), None, pair, down, unit, residual), None
+        return _gemv(operand, Chosen(None, float32(logits), how), None, pair, down, unit, residual), None
     ids, weights = device_moe.route(logits, how)
     if product not in _OF_SORTED_PAIRS or not tokens:
         return experts(operand, ids, weights, gate, up, down, unit, residual), None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from rocforge.device import tuning
@@ -13,7 +16,7 @@ from rocforge.ops.device.moe import floats_of
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, to_fp16
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import float32
-from rocforge.ops.types import Array
+from rocforge.ops.types import Array, NextNorm
 
 _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
@@ -24,6 +27,15 @@ _rms_norm_of_sum = Kernel(
     "float32* float16*? uint8*? float32* float32* float32*? float32* uint32 uint64 uint32 uint32 float32",
 )
 _rms_norm_of_experts = Kernel("norm.hip", "rms_norm_of_experts")
+_ADD_NORMED = {
+    (two, several): Kernel("norm.hip", name)
+    for two, several, name in (
+        (False, False, "add_normed"),
+        (False, True, "add_normed_for_several"),
+        (True, False, "add_two_normed"),
+        (True, True, "add_two_normed"),
+    )
+}
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
 
@@ -106,6 +118,47 @@ def rms_norm_of_experts(
     args |= {"residual": residual, "weight": float32(weight), "used": used, "width": width, "n": n, "eps": eps}
     _rms_norm_of_experts(*_a_block_each(tokens), args)
     return total, operand
+
+
+def add_normed(
+    x: Array,
+    ys: Sequence[Array],
+    norms: Sequence[Any],
+    factor: Array,
+    following: Sequence[tuple[NextNorm, OperandForm]],
+) -> tuple[Array, list[Array | PackedOperand]]:
+    """What `rocforge.ops.norm.add_normed` gives, also of no ys, of one launch.
+
+    Args:
+        x, ys, norms, factor: as there.
+        following: up to MAX_NEXT norms, and the form of each.
+    """
+    x, n = float32(x), x.shape[1]
+    total = cupy_module().empty(x.shape, np.float32) if ys else x
+    as_is = False, OperandForm.FLOAT32  # the result itself
+    outs = [total if (norm.normalizes, form) == as_is else empty_operand(x.shape, form) for norm, form in following]
+    if x.size and (ys or any(out is not total for out in outs)):
+        y, other = (None if i >= len(ys) else float32(ys[i]) for i in (0, 1))
+        next_norms = [_next(norm, out) for (norm, _), out in zip(following, outs, strict=True) if out is not total]
+        args = {"sum": total if ys else None, "x": x, "y": y, "other": other, "factor": float32(factor)}
+        args |= {"norms": _filled([(float32(norm.weight), norm.eps) for norm in norms], (None, 0.0))}
+        args |= {"next": _filled(next_norms, _NO_NEXT), "nexts": len(next_norms), "n": n}
+        _ADD_NORMED[other is not None, len(next_norms) > 1](*_a_block_each(len(x)), args)
+    return total, outs
+
+
+MAX_NEXT = 3
+"""The most norms of a stream that one launch gives."""
+_NO_NEXT = (None, None, None, 0, None, 0.0, 0.0, 0)
+
+
+def _next(norm: NextNorm, out: Array | PackedOperand) -> tuple[Any, ...]:
+    """A `NextNorm` of the kernel."""
+    return (*output_arguments(out), float32(norm.weight), norm.eps, norm.scale, int(norm.normalizes))
+
+
+def _filled(values: list[tuple[Any, ...]], rest: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    return [*values, *[rest] * (MAX_NEXT - len(values))]
 
 
 def layer_norm(

@@ -31,7 +31,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.device.tuning import Tuning
 from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import WeightFormat, format_of
-from rocforge.ops.types import Weight
+from rocforge.ops.types import ExpertMatrices, Weight
 
 MAX_GEMV_TOKENS = 8
 """The most tokens that GEMV kernels multiply; `Tuning.int8_tokens` says up to how many they do, of planar weights, and
@@ -118,11 +118,13 @@ def form_of(product: Product, tokens: int) -> OperandForm:
     return fragments_for(tokens) if product is Product.TILE else _FORMS[product]
 
 
-def form_for(weights: Sequence[Weight], tokens: int) -> OperandForm:
+def form_for(weights: Sequence[Weight] | ExpertMatrices, tokens: int) -> OperandForm:
     """The form in which products with these weights, on the current device, take an x of so many tokens.
 
     Where they take different ones it is float32, which each of them converts.
     """
+    if isinstance(weights, ExpertMatrices):
+        return experts_form(experts_product_for(weights, tokens), tokens)
     return form_of_all(tuple([format_of(weight) for weight in weights]), tokens, tuning.current())
 
 
@@ -241,3 +243,16 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
         return Product.GROUPED_GEMM
     wide = gate.wide and down.wide and tokens >= tuned.experts_wide_from
     return Product.WIDE if wide else Product.TILE
+
+
+def experts_product_for(matrices: ExpertMatrices, tokens: int) -> Product:
+    """`experts_product` of matrices on the current device."""
+    gate, up, down = matrices
+    formats = [format_of(each.weight) for each in (gate, gate if up is None else up, down)]
+    return experts_product(*formats, tokens, tuning.current())
+
+
+def experts_form(product: Product, tokens: int) -> OperandForm:
+    """The form in which a product with experts takes x. On Hopper's matrix unit each token is laid out once its places
+    are known."""
+    return OperandForm.FLOAT32 if product is Product.WIDE else form_of(product, tokens)

@@ -1,0 +1,165 @@
+"""The steps that `rocforge.nn.fuse` makes of mixtures of experts: alone, with an expert that every token takes, and
+beside a feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rocforge.nn.batch import Batch
+from rocforge.nn.fuse_steps import FusedNorms, MLPStep, Step, Stream
+from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.low_rank import Tables
+from rocforge.nn.mlp import MLP
+from rocforge.nn.module import Module, is_hidden, is_plain
+from rocforge.nn.moe import Experts, MoE, NormedRouter
+from rocforge.nn.parallel_experts import ParallelExperts
+from rocforge.nn.shared_experts import JoinedExperts, SharedExpert, SharedMoE, TokenGate
+from rocforge.ops.activation import add, sigmoid_gate_rows
+from rocforge.ops.linear import gated_linear, linear
+from rocforge.ops.moe import UNITS, experts, experts_by_logits, mixture
+from rocforge.ops.norm import rms_norm_both_for, rms_norm_for
+from rocforge.ops.types import ExpertMatrices, Matrices, NextNorm
+
+
+class _SharedExpert:
+    """Gate, up and activation are one op, that writes what the last product takes, which adds the residual."""
+
+    def __init__(self, expert: SharedExpert, norm: RMSNorm | None):
+        self.expert, self.norm = expert, norm
+        self.gate, self.up = expert.projections
+
+    def __call__(self, x: Any, y: Any, residual: Any) -> Any:
+        """What the expert gives of the stream x, which its norm makes y of, or of y; with the residual, if any."""
+        expert, operand = self.expert, y
+        token_gate = expert.ffn_gate_inp_shexp
+        if self.norm is not None:
+            how = [self.gate.weight, self.up.weight], x, self.norm.weight, self.norm.eps
+            y, operand = (None, rms_norm_for(*how)) if token_gate is None else rms_norm_both_for(*how)
+        gate, up, down = self.gate, self.up, expert.ffn_down_shexp
+        consumer = down.weight if token_gate is None else None
+        hidden = gated_linear(operand, gate.weight, up.weight, gate.bias, up.bias, expert.activation, consumer)
+        if token_gate is not None:
+            hidden = sigmoid_gate_rows(hidden, token_gate(y))
+        return linear(hidden, down.weight, down.bias, residual)
+
+
+class MoEStep(Step):
+    """The experts' products and sums are one op; with the norm, the router and the shared expert, where these are
+    hidden."""
+
+    def __init__(self, mixer: MoE | SharedMoE, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post)
+        self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
+        router = self.routed.ffn_gate_inp
+        alike = self.routed.part is None and not self.routed.weighs_input
+        fuses = is_hidden(router, Linear) and router not in tables and alike
+        self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
+        self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
+        self.fused_shared = None if self.shared is None else _shared_expert(self.shared, self.fused_norm, tables)
+        self.joined: JoinedExperts | None = None
+        if self.shared is not None and self.fused_shared is not None and self.fused_norm is not None:
+            self.joined = JoinedExperts.of(self.routed, self.shared)
+
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
+        x, called = stream.x, self.shared is not None and self.fused_shared is None
+        y = None if self.fused_norm is not None and not called else self.enter(stream)
+        if self.post is None and not self.mixer.observers:
+            residual = self.with_shared(x, y, None if self.group.rank else x)
+            norm = None if following is None else following.only
+            if self.group.size > 1:
+                return self.summed(self.products(x, y, residual, None)[0], norm)
+            return Stream.of(*self.products(x, y, residual, norm))
+        mixed = self.products(x, y, self.with_shared(x, y, None), None)[0]
+        return self.leave(x, self.mixer.observed(mixed), following)
+
+    def with_shared(self, x: Any, y: Any, residual: Any) -> Any:
+        """The residual and what the shared expert gives, if there is one; None where there is neither."""
+        if self.joined is not None:
+            return residual
+        if self.fused_shared is not None:
+            return self.fused_shared(x, y, residual)
+        if self.shared is None:
+            return residual
+        return self.shared(y) if residual is None else add(residual, self.shared(y))
+
+    def products(self, x: Any, y: Any, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the chosen experts give, with the residual, and the norm of that, if it is made with it.
+
+        Args:
+            x: the stream.
+            y: that as the mixer takes it, which only a norm that is not fused needs.
+            residual: is added; or None.
+            following: the norm of the result that comes next, if any.
+        """
+        moe, norm, matrices = self.routed, self.fused_norm, self.routed.matrices
+        if norm is not None:
+            router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
+            if self.joined is not None:
+                router, matrices = self.joined
+            how = norm.weight, norm.eps, router, (*moe.routing, moe.ffn_down_exps.scale)
+            return mixture(x, *how, *matrices, moe.activation, residual, following, self.joined is not None)
+        y, ids, weights = moe.choose(y, expert_scales=moe.ffn_down_exps.scale)
+        return experts(y, ids, weights, *matrices, moe.activation, residual), None
+
+
+class ParallelExpertsStep(Step):
+    """The norms of one x before the feed-forward, the experts and the router are of one launch, and so are those behind
+    both, with the sums that they go into. Products with the experts choose these by the router's logits."""
+
+    norm_in: FusedNorms
+
+    def __init__(self, mixer: ParallelExperts, post: Module | None, tables: Tables):
+        super().__init__(mixer, None, post)
+        self.routed: MoE = mixer.routed
+        self.dense = MLPStep(mixer.dense, mixer.ffn_norm, None, tables) if is_plain(mixer.dense, MLP) else None
+        dense = None if self.dense is None else self.dense.norm_in
+        norm, router, matrices = mixer.pre_ffw_norm_2, self.routed.ffn_gate_inp, ExpertMatrices(*self.routed.matrices)
+        takes = is_hidden(norm, RMSNorm) and not self.routed.weighs_input
+        self.experts_norm = NextNorm(norm.weight, norm.eps, matrices) if takes else None
+        chooses = is_hidden(router, NormedRouter) and self.routed.part is None
+        self.router_norm = NextNorm(router.scale, router.eps, [router.weight], router.factor) if chooses else None
+        norms = [*(dense.norms if dense else ()), self.experts_norm, self.router_norm]
+        self.norm_in = FusedNorms(*(each for each in norms if each is not None))
+        behind = mixer.post_ffw_norm_1, mixer.post_ffw_norm_2
+        joins = not mixer.observers and self.normalizes
+        self.norms_behind = [*behind, post] if joins and all(is_hidden(each, RMSNorm) for each in behind) else None
+
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
+        x, both = stream.x, self.mixer
+        normed = iter(self.norm_in(stream))
+        if self.dense is not None:
+            y = self.dense.product(Stream.of(x, next(normed) if self.dense.norm_in else None))
+        else:
+            y = both.dense(both.ffn_norm(x))
+        mixed = self.mixed(x, normed)
+        if self.norms_behind is not None and self.group.size == 1:
+            return self.add_normed(x, [y, mixed], self.norms_behind, following)
+        return self.leave(x, both.observed(both.join(y, mixed)), following)
+
+    def mixed(self, x: Any, normed: Iterator[Any]) -> Any:
+        """What the experts give of the stream x, of which `normed` are the norms that are fused."""
+        moe, unit = self.routed, self.routed.activation
+        y = self.mixer.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
+        scales = moe.ffn_down_exps.scale
+        if self.router_norm is None:
+            return moe.observed(experts(*moe.choose(y, x, scales), *moe.matrices, unit))
+        logits = linear(next(normed), moe.ffn_gate_inp.weight)
+        return moe.observed(experts_by_logits(y, logits, (*moe.routing, scales), *moe.matrices, unit))
+
+
+def _shared_expert(expert: SharedExpert, norm: RMSNorm | None, tables: Tables) -> _SharedExpert | None:
+    layers, gate = [*expert.projections, expert.ffn_down_shexp], expert.ffn_gate_inp_shexp
+    plain = is_hidden(expert, SharedExpert) and (gate is None or is_hidden(gate, TokenGate))
+    gated = len(layers) == 3 and expert.activation in UNITS and not expert.constants
+    hidden = all(is_hidden(layer, Linear) and layer not in tables for layer in layers)
+    return _SharedExpert(expert, norm) if plain and gated and hidden else None
+
+
+def has_plain_experts(mixer: Module) -> bool:
+    """Whether a mixer is a mixture of experts whose products need not be called."""
+    if is_plain(mixer, SharedMoE):
+        return not mixer.routed.observers and has_plain_experts(mixer.routed)
+    if not is_plain(mixer, MoE) or mixer.activation not in UNITS:
+        return False
+    return all(is_hidden(layer, Experts) for layer in mixer.matrices if layer is not None)
