@@ -19,7 +19,7 @@ from rocforge.ops.state import BLOCK_SIZE
 
 NONE = -1
 """In place of a block that the window has left behind, or of a slot not allocated."""
-SNAPSHOT_BLOCKS = 32
+SNAPSHOT_BLOCKS = 64
 """Blocks between two snapshots of recurrent state; one more is taken at a prompt's last full block."""
 
 

@@ -22,7 +22,9 @@ def steps(rng, lengths, shapes):
     positions = np.concatenate([np.arange(n) + (0 if new else 100) for n, new in zip(lengths, fresh, strict=True)])
     arrays = [rng.normal(size=(SLOTS, *shape)).astype(np.float32) for shape in shapes]
     parts = slots, positions.astype(np.int32), starts
-    there = RecurrentLayer(tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts), max(lengths), cp.zeros(99, np.int32))
+    there = RecurrentLayer(
+        tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts), max(lengths), cp.zeros(99, np.int32)
+    )
     return RecurrentLayer(tuple(arrays), *parts, max(lengths)), there
 
 
