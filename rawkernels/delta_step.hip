@@ -31,7 +31,7 @@ struct DeltaStepParams {
 };
 
 struct Step {
-    alignas(16) float q[KEY_DIM], k[KEY_DIM], v[VALUES], sums[PARTS][VALUES], written[VALUES];
+    alignas(16) float q[KEY_DIM], k[KEY_DIM], v[VALUES], sums[PARTS][VALUES], written[VALUES], scale[VALUES];
     float decay, beta;
     i32 last;
 };
@@ -94,9 +94,11 @@ RF_KERNEL_BOUND(THREADS, 2 * THREADS) rf_delta_step(DeltaStepParams p) {
     u32 of_row = at / KEY_DIM * keys + key_head * KEY_DIM + at % KEY_DIM;
     if (!of_key) of_row = 2 * keys + head * n + at - 2 * KEY_DIM;
     Channel channel(p, s, p.sequences.slots[block_y()], has_channel ? of_row : 0);
+    if (at < n) step.scale[at] = p.norm[at];
     wait_for_previous();
 
     u64 row = s.begin;
+    if (at < n) step.scale[at] *= silu_of(p.gate[row * p.gate_stride + head * n + at]);
     if (has_channel) {
         float value = channel.convolved(p.x[row * p.x_stride + of_row]);
         (of_key ? at < KEY_DIM ? step.q : step.k - KEY_DIM : step.v - 2 * KEY_DIM)[at] = value;
@@ -149,9 +151,8 @@ RF_KERNEL_BOUND(THREADS, 2 * THREADS) rf_delta_step(DeltaStepParams p) {
         for (u32 each = 0; each < PARTS; ++each) y = plus(y, load<f32x4>(&step.sums[each][column]));
     }
     float factor = fast_rsqrt(wave_sum(dot(y, y)) / float(n) + p.norm_eps);
-    f32x4 gate = silu_of_four(p.gate + row * p.gate_stride + head * n, column, n);
     RowsOut out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.value_heads * n};
-    y = product(times(product(y, gate), factor), load4(p.norm, column, n));
+    y = times(product(y, load<f32x4>(&step.scale[column])), factor);
     out.write(row, head * n, n, own_four ? column : n, y);
 }
 

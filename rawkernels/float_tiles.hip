@@ -181,7 +181,7 @@ struct Walk {
 // A residual, of the shape of the first result, is added to that.
 struct FloatTileParams {
     FloatTileX x;
-    Matrix matrices[3];
+    Matrix matrices[4];
     RF_NULLABLE const float* residual;
 };
 
@@ -211,7 +211,7 @@ rf_float_tile_products(FloatTileParams p) {
         LaneRows next = more ? rows_of(at + p.x.grid) : rows;
         auto pair = [=](u32 word) {
 #ifdef RF_QTYPE_LAST
-            if (number == 2) return fp16_pair<RF_QTYPE_LAST>(word);
+            if (number == LAST_MATRIX) return fp16_pair<RF_QTYPE_LAST>(word);
 #endif
             return fp16_pair<RF_QTYPE>(word);
         };

@@ -7,7 +7,7 @@
 //
 // A group of 8, 16 or 32 lanes computes RF_ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads
 // all of the cell, of all its rows, then the tokens' cell, so that many independent loads are in flight. A launch
-// covers up to three matrices of equal row length, whose rows are laid end to end over the grid.
+// covers up to four matrices of equal row length, whose rows are laid end to end over the grid.
 #include "products.h"
 
 namespace rocforge {
@@ -40,7 +40,7 @@ struct GemvParams {
     u32 columns;
     float eps;
     u32 tokens, cells, log_lanes;
-    Matrix matrices[3];
+    Matrix matrices[4];
     RF_NULLABLE const float* residual;
 };
 
@@ -84,7 +84,7 @@ rf_matvec(GemvParams p) {
     u32 block = block_x(), number;
     Matrix m = matrix_of(block, number, p.matrices, blocks_of);
 #ifdef RF_QTYPE_LAST
-    if (number == 2) return product<RF_QTYPE_LAST>(p, m, 2, block);
+    if (number == LAST_MATRIX) return product<RF_QTYPE_LAST>(p, m, LAST_MATRIX, block);
 #endif
     product<RF_QTYPE>(p, m, number, block);
 }

@@ -292,6 +292,12 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
     } else if constexpr (ByRuns<F>::X && AHEAD_NBYTES >= 2 * N * sizeof(F)) {
         const u32 AHEAD = AHEAD_NBYTES >= 4 * N * sizeof(F) ? 4 : 2;
         accumulate_by_runs<F, N, AHEAD>(sum, row, x, cells, first, step, begin);
+    } else if constexpr (AHEAD_NBYTES >= 2 * N * sizeof(F)) {
+        if (first + step < cells) {
+            first = accumulate_ahead<F, N, 2>(sum, row, x, tokens, cells, first, step, begin);
+            return void(accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {}));
+        }
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }
@@ -336,7 +342,7 @@ struct Norm {
     }
 };
 
-// One of the up to three matrices of a launch, whose rows are laid end to end over the grid; null where there are
+// One of the up to four matrices of a launch, whose rows are laid end to end over the grid; null where there are
 // fewer. y is (tokens, rows).
 struct Matrix {
     RF_NULLABLE const void* w;
@@ -345,16 +351,20 @@ struct Matrix {
     u32 rows;
 };
 
+const u32 LAST_MATRIX = 3;
+
 // The matrix that a block of the grid belongs to, and its number; `block` becomes its number within that one's blocks.
 // Indices are constants: of parameters with another, NVIDIA's compiler makes a copy in memory.
 template <class BlocksOf>
-RF_DEVICE Matrix matrix_of(u32& block, u32& number, const Matrix (&matrices)[3], BlocksOf blocks_of) {
+RF_DEVICE Matrix matrix_of(u32& block, u32& number, const Matrix (&matrices)[4], BlocksOf blocks_of) {
     number = 0;
     if (block < blocks_of(matrices[0].rows)) return matrices[0];
     block -= blocks_of(matrices[0].rows), number = 1;
     if (block < blocks_of(matrices[1].rows)) return matrices[1];
     block -= blocks_of(matrices[1].rows), number = 2;
-    return matrices[2];
+    if (block < blocks_of(matrices[2].rows)) return matrices[2];
+    block -= blocks_of(matrices[2].rows), number = LAST_MATRIX;
+    return matrices[LAST_MATRIX];
 }
 
 // Both matrices of a gated product; of experts, each one's matrix begins `step` rows behind that of the one before.
@@ -377,6 +387,7 @@ RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<
 // activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to float32, or int8 for the product that follows. A group
 // takes the same rows of both matrices, and a block has whole runs of 32 rows, a scale each. Blocks past the last row
 // fill up the last cell with zeros. The results are written as those of tokens `to` and following.
+template <u32 AHEAD_NBYTES = 0>
 RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 tokens, u32 cells,
                              const GatedOutput& out, u32 to = 0) {
     const u32 SIZE = RF_TOKENS * BLOCK_ROWS;
@@ -392,7 +403,7 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
         row[2 * p + 1] = row_of(m.up, u64(r) * RF_QTYPE::row_bytes(cells));
     }
     float sum[2 * GATED_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, [&] {
+    accumulate<RF_QTYPE, 2 * GATED_ROWS, AHEAD_NBYTES>(sum, row, x, tokens, cells, rank, GATED_LANES, [&] {
         load_grid<RF_QTYPE>(GATED_THREADS);
         wait_for_previous();
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();

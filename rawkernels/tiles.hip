@@ -26,7 +26,7 @@ RF_DEVICE Tokens tokens_of(const u8* x, u32 tokens, u32 cells) {
 struct TileParams {
     const u8* x;
     u32 tokens, cells;
-    Matrix matrices[3];
+    Matrix matrices[4];
     RF_NULLABLE const float* residual;
 };
 
@@ -69,7 +69,7 @@ rf_tile_products(TileParams p) {
     u32 block = block_x(), number;
     Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + height - 1) / height; });
 #ifdef RF_QTYPE_LAST
-    if (number == 2) return product<RF_QTYPE_LAST>(shared, p, m, 2, block);
+    if (number == LAST_MATRIX) return product<RF_QTYPE_LAST>(shared, p, m, LAST_MATRIX, block);
 #endif
     product<RF_QTYPE>(shared, p, m, number, block);
 }

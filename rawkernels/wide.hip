@@ -373,7 +373,7 @@ struct WideParams {
     Operand x;
     Parts parts;
     u32 stride;
-    Matrix matrices[3];
+    Matrix matrices[4];
     RF_NULLABLE const float* residual;
 };
 
@@ -386,7 +386,7 @@ struct ProductRows {
 
     RF_MEMBER ProductRows(const WideParams& params, const Part& of) : p(params), part(of), block(of.rows) {
         m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
-        of_last = number == 2;
+        of_last = number == LAST_MATRIX;
     }
     template <class F>
     RF_MEMBER const u8* row(u32 r) const {

@@ -19,7 +19,7 @@ from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, PartialNorm, empty_operand
-from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.device.plan import MAX_MATRICES, OperandForm
 from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
@@ -102,13 +102,13 @@ _NO_MATRIX = (None, None, None, 0)
 def matrix_arguments(
     weights: Sequence[Weight], biases: Sequence[Array] | None, ys: Sequence[Array]
 ) -> list[tuple[Array, Array, Array, int]]:
-    """The three `Matrix` of a launch, of one to three weights.
+    """The MAX_MATRICES `Matrix` of a launch, of one weight to as many.
 
-    Of fewer than three the first comes first and the last goes last, since that may be of another format.
+    Of fewer the first comes first and the last goes last, since that may be of another format.
     """
     biases = [None] * len(weights) if biases is None else biases
     first, *rest = [(memory_of(w), bias, y, len(w)) for w, bias, y in zip(weights, biases, ys, strict=True)]
-    return [first, *[_NO_MATRIX] * (2 - len(rest)), *rest]
+    return [first, *[_NO_MATRIX] * (MAX_MATRICES - 1 - len(rest)), *rest]
 
 
 @functools.cache

@@ -36,7 +36,7 @@ from rocforge.ops.types import ExpertMatrices, Weight
 MAX_GEMV_TOKENS = 8
 """The most tokens that GEMV kernels multiply; `Tuning.int8_tokens` says up to how many they do, of planar weights, and
 `Tuning.float_gemv_tokens` of 16-bit floats."""
-MAX_MATRICES = 3
+MAX_MATRICES = 4
 """The most matrices that one launch of our own kernels multiplies."""
 PLANS_KEPT = 4096
 """Of each kind: there is one for each number of tokens that a prompt's chunk may have, and few formats."""
@@ -148,7 +148,7 @@ class Launch(NamedTuple):
 def launches(weights: tuple[WeightFormat, ...], tokens: int, tuned: Tuning) -> tuple[Launch, ...]:
     """Runs of weights that are multiplied together.
 
-    Our own kernels take up to three of one format, of which the last may differ; the BLAS library's functions take any.
+    Our own kernels take up to MAX_MATRICES of one format, of which the last may differ; the BLAS library's functions take any.
     """
     products, runs, start = [product_for(weight, tokens, tuned) for weight in weights], [], 0
     for i in range(1, len(weights) + 1):
