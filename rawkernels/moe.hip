@@ -34,16 +34,17 @@ RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
 
 // The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
 // logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple
-// of 4.
+// of 4. Without a weight, logits of x itself, and nothing else.
 struct RouterParams {
-    const float *x, *weight;
+    const float* x;
+    RF_NULLABLE const float* weight;
     u32 tokens, n;
     float eps;
     const float* w;
     RF_NULLABLE const float* bias;
     i32 experts;
     float* logits;
-    u8* quantized;
+    RF_NULLABLE u8* quantized;
     u32 width, cells;
 };
 
@@ -81,7 +82,7 @@ rf_router(RouterParams p) {
         if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n);
         barrier();  // what was there has been used
         for (u32 i = 4 * thread_x(); i < ROUTER_CHUNK; i += 4 * ROUTER_THREADS) {
-            f32x4 w = four_of(p.weight, base + i, p.n);
+            f32x4 w = p.weight ? four_of(p.weight, base + i, p.n) : make_f32x4(1, 1, 1, 1);
             RF_UNROLL
             for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
                 if (k >= count) break;
@@ -101,11 +102,12 @@ rf_router(RouterParams p) {
     RF_UNROLL
     for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
         if (k >= count) break;
-        float factor = fast_rsqrt(block_sum<ROUTER_THREADS>(squares[k]) / float(p.n) + p.eps);
+        float factor = 1.0f;
+        if (p.weight) factor = fast_rsqrt(block_sum<ROUTER_THREADS>(squares[k]) / float(p.n) + p.eps);
         float logit = factor * wave_sum(sums[k]);
         if (lane() == 0 && expert < p.experts)
             p.logits[u64(token + k) * p.experts + expert] = logit + (p.bias ? p.bias[expert] : 0.0f);
-        for (u32 i = own * 4 * RF_WAVE; i < p.cells * CELL; i += waves * 4 * RF_WAVE) {
+        for (u32 i = own * 4 * RF_WAVE; p.weight && i < p.cells * CELL; i += waves * 4 * RF_WAVE) {
             u32 at = i + 4 * lane();
             f32x4 v = four_of(x + u64(k) * p.n, at, p.n), w = four_of(p.weight, at, p.n);
             out.store(token + k, at,

@@ -17,7 +17,7 @@ from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.shared_experts import JoinedExperts, SharedExpert, SharedMoE, TokenGate
 from rocforge.ops.activation import add, sigmoid_gate_rows
 from rocforge.ops.linear import gated_linear, linear
-from rocforge.ops.moe import UNITS, experts, experts_by_logits, mixture
+from rocforge.ops.moe import UNITS, experts, experts_by_logits, mixture, router_logits
 from rocforge.ops.norm import rms_norm_both_for, rms_norm_for
 from rocforge.ops.types import ExpertMatrices, Matrices, NextNorm
 
@@ -144,7 +144,7 @@ class ParallelExpertsStep(Step):
         scales = moe.ffn_down_exps.scale
         if self.router_norm is None:
             return moe.observed(experts(*moe.choose(y, x, scales), *moe.matrices, unit))
-        logits = linear(next(normed), moe.ffn_gate_inp.weight)
+        logits = router_logits(next(normed), Matrices(moe.ffn_gate_inp.weight))
         return moe.observed(experts_by_logits(y, logits, (*moe.routing, scales), *moe.matrices, unit))
 
 

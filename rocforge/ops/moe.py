@@ -144,6 +144,14 @@ def experts(
     return out
 
 
+def router_logits(x: Array, router: Matrices) -> Array:
+    """`linear(x, router.weight, router.bias)` of normalized tokens (tokens, dim), with a launch for few of them."""
+    weight, bias = router
+    if get_array_module(x) is np or not device.routes_few(weight, len(x)):
+        return linear(x, weight, bias)
+    return device.router_logits(x, weight, bias)
+
+
 def experts_by_logits(
     x: Array | PackedOperand,
     logits: Array,

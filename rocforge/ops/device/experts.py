@@ -46,7 +46,6 @@ from rocforge.ops.device.products import linears
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, ExpertMatrices, Groups, Matrices, NextNorm
-from rocforge.quant import QuantizedArray
 
 WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS = 192, 160, 512
 """Of experts_wide.hip: rows and token-expert pairs of a work item; and threads of a block."""
@@ -190,12 +189,10 @@ def _routed(
     x: Array, norm: Array, eps: float, router: Matrices, form: OperandForm
 ) -> tuple[Array | PackedOperand, Array]:
     """The norm of x in a form, and the router's logits of it: of one launch, where that is faster than one for each."""
-    weight = router.weight
-    plain = not isinstance(weight, QuantizedArray) and weight.dtype == np.float32 and weight.shape[1] % 4 == 0
-    if plain and form.packed and 0 < len(x) <= tuning.current().router_tokens:
-        return device_moe.router(x, norm, eps, weight, router.bias, form)
+    if form.packed and device_moe.routes_few(router.weight, len(x)):
+        return device_moe.router(x, norm, eps, router.weight, router.bias, form)
     y, operand = rms_norm_both(x, norm, eps, form)
-    (logits,) = linears(y, [weight], [router.bias], None)
+    (logits,) = linears(y, [router.weight], [router.bias], None)
     return operand, logits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, empty_operand
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import a_thread_each, blocks, float32
-from rocforge.ops.types import Array, Groups
+from rocforge.ops.types import Array, Groups, Weight
+from rocforge.quant import QuantizedArray
 
 MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
@@ -105,22 +106,30 @@ def router(
     Returns:
         The operand; float32 (tokens, experts).
     """
+    operand = empty_operand(x.shape, form)
+    to = {"quantized": operand.data, "width": operand.width, "cells": cells_of(x.shape[1])}
+    return operand, _logits(x, matrix, bias, {"weight": float32(weight), "eps": eps, **to})
+
+
+def routes_few(matrix: Weight, tokens: int) -> bool:
+    """Whether logits of so many tokens are of a launch of `router` or `router_logits`."""
+    plain = not isinstance(matrix, QuantizedArray) and matrix.dtype == np.float32 and matrix.shape[1] % 4 == 0
+    return plain and 0 < tokens <= tuning.current().router_tokens
+
+
+def router_logits(x: Array, matrix: Array, bias: Array) -> Array:
+    """`x @ matrix.T + bias` of tokens that are normalized, all as `router` has them."""
+    nothing = {"weight": None, "eps": 0.0, "quantized": None, "width": 0, "cells": 0}
+    return _logits(x, matrix, bias, nothing)
+
+
+def _logits(x: Array, matrix: Array, bias: Array, args: dict[str, Any]) -> Array:
     (tokens, dim), count = x.shape, len(matrix)
-    operand, logits = empty_operand(x.shape, form), cupy_module().empty((tokens, count), np.float32)
-    args = {
-        "x": float32(x),
-        "weight": float32(weight),
-        "tokens": tokens,
-        "n": dim,
-        "eps": eps,
-        "w": matrix,
-        "bias": float32(bias),
-    }
+    logits, waves = cupy_module().empty((tokens, count), np.float32), ROUTER_THREADS // card_of(x.device.id).wave
+    args |= {"x": float32(x), "tokens": tokens, "n": dim, "w": matrix, "bias": float32(bias)}
     args |= {"experts": count, "logits": logits}
-    args |= {"quantized": operand.data, "width": operand.width, "cells": cells_of(dim)}
-    waves = ROUTER_THREADS // card_of(x.device.id).wave
     _router((blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args)
-    return operand, logits
+    return logits
 
 
 def scale_by_expert(y: Array, ids: Array, scales: Array) -> Array:

@@ -148,7 +148,8 @@ class Launch(NamedTuple):
 def launches(weights: tuple[WeightFormat, ...], tokens: int, tuned: Tuning) -> tuple[Launch, ...]:
     """Runs of weights that are multiplied together.
 
-    Our own kernels take up to MAX_MATRICES of one format, of which the last may differ; the BLAS library's functions take any.
+    Our own kernels take up to MAX_MATRICES of one format, of which the last may differ; the BLAS library's functions
+    take any.
     """
     products, runs, start = [product_for(weight, tokens, tuned) for weight in weights], [], 0
     for i in range(1, len(weights) + 1):
