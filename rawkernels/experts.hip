@@ -92,7 +92,7 @@ rf_experts_down(ExpertsDownParams p) {
         choose_and_weigh<GATED_THREADS>(chosen, logits_of(p.chosen.logits, p.chosen.routing, token), p.chosen.routing);
         expert = chosen.ids[choice], weight = chosen.weights[choice];
     } else {
-        wait_for_previous();
+        if (p.chosen.ids || p.weights || p.residual) wait_for_previous();
         if (p.chosen.ids) expert = p.chosen.ids[pair];
         if (p.weights) weight = p.weights[pair];
     }
