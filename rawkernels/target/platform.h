@@ -152,6 +152,27 @@ RF_DEVICE void barrier() {
 #endif
 }
 
+#ifndef RF_PLATFORM_AMD
+// Barriers 1 to 15 of a block, of THREADS threads each, in whole waves. A number that is known takes one barrier,
+// others take all 16.
+template <u32 THREADS>
+RF_DEVICE void wait_at_barrier(u32 number) {
+#ifdef RF_PLATFORM_NVIDIA
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
+#else
+    hipsim_named_barrier(number, THREADS);
+#endif
+}
+template <u32 THREADS, u32 NUMBER>
+RF_DEVICE void wait_at_barrier() {
+#ifdef RF_PLATFORM_NVIDIA
+    asm volatile("bar.sync %0, %1;" ::"n"(NUMBER), "n"(THREADS) : "memory");
+#else
+    hipsim_named_barrier(NUMBER, THREADS);
+#endif
+}
+#endif
+
 // The lanes of a wave wait for each other; LDS writes before are seen by the wave after.
 RF_DEVICE void wave_barrier() {
 #if defined(RF_PLATFORM_AMD)

@@ -85,11 +85,7 @@ RF_DEVICE u32 unknown(u32 x) {
 // others have put there.
 RF_DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Barriers 1 to 15 of a block, of THREADS threads each, some of which may only arrive.
-template <u32 THREADS>
-RF_DEVICE void wait_at_barrier(u32 number) {
-    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
-}
+// At those of wait_at_barrier some threads may only arrive.
 template <u32 THREADS>
 RF_DEVICE void arrive_at_barrier(u32 number) {
     asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(THREADS) : "memory");

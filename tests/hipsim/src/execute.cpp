@@ -20,7 +20,7 @@ void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((
 
 namespace hipsim {
 
-enum class State : uint8_t { fresh, ready, at_barrier, in_exchange, done };
+enum class State : uint8_t { fresh, ready, at_barrier, at_named_barrier, in_exchange, done };
 
 struct Wave {
     unsigned first, lanes;
@@ -78,6 +78,13 @@ unsigned hipsim_barrier(unsigned predicate, hipsim_site site) {
     self().site = site;
     leave(State::at_barrier);
     return barrier_count;
+}
+
+void hipsim_named_barrier(unsigned number, unsigned count, hipsim_site site) {
+    self().value = number;
+    self().mask = count;
+    self().site = site;
+    leave(State::at_named_barrier);
 }
 
 const unsigned long long* hipsim_exchange(unsigned long long value, unsigned long long mask, hipsim_site site) {
@@ -181,6 +188,21 @@ static bool release_barrier() {
     return site != nullptr;
 }
 
+// Those at which as many threads wait as they say.
+static bool release_named_barriers() {
+    bool any = false;
+    for (Thread& first : threads) {
+        if (first.state != State::at_named_barrier) continue;
+        auto is_here = [&](const Thread& t) { return t.state == State::at_named_barrier && t.value == first.value && t.mask == first.mask; };
+        if (uint64_t(std::count_if(threads.begin(), threads.end(), is_here)) != first.mask) continue;
+        uint64_t number = first.value;
+        for (Thread& thread : threads)
+            if (thread.state == State::at_named_barrier && thread.value == number) thread.state = State::ready;
+        any = true;
+    }
+    return any;
+}
+
 static std::string describe(const Thread& thread) {
     return "thread " + place(thread.index) + " " + (thread.state == State::done ? "has returned" : "waits in " + ::describe(thread.site));
 }
@@ -211,7 +233,7 @@ static std::string run_block() {
         bool backwards = coin();
         for (size_t i = 0; i < waves.size(); i++)
             while (run_wave(waves[backwards ? waves.size() - 1 - i : i])) moved = true;
-        moved |= trapped.empty() && release_barrier();
+        moved |= trapped.empty() && (release_named_barriers() || release_barrier());
     }
     return trapped.empty() ? deadlock() : "thread " + place(self().index) + ": " + trapped;
 }

@@ -38,6 +38,8 @@ extern char hipsim_dynamic_lds[];
 
 // Waits for the whole block; returns how many threads came with a non-zero predicate.
 unsigned hipsim_barrier(unsigned predicate, hipsim_site site);
+// Waits until `count` threads of the block are at the barrier of that number, as on NVIDIA.
+void hipsim_named_barrier(unsigned number, unsigned count, hipsim_site site);
 // Waits for the lanes in mask (0: the whole wave); returns the value each lane brought, indexed by lane.
 const unsigned long long* hipsim_exchange(unsigned long long value, unsigned long long mask, hipsim_site site);
 // The order of launches that overlap: see overlap.cpp.

@@ -98,3 +98,50 @@ inline hipsim_float8 hipsim_wmma_f32_16x16x16_f16_gfx12(hipsim_half8 a, hipsim_h
 #define __builtin_amdgcn_mfma_f32_16x16x16f16(...) (void(__GFX9__), hipsim_mfma_f32_16x16x16f16(__VA_ARGS__))
 #define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(...) (void(__GFX11__), hipsim_wmma_f32_16x16x16_f16(__VA_ARGS__))
 #define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(...) (void(__GFX12__), hipsim_wmma_f32_16x16x16_f16_gfx12(__VA_ARGS__))
+
+// NVIDIA's of sm_80, 16 x 8, for kernels that are written for it, with 32 lanes (PTX ISA, "Matrix Fragments for mma"):
+// of a, b and c the lanes 4 g + t have rows, or columns, g.
+struct hipsim_mma_lane {
+    const unsigned *a, *b;
+    void* c;
+    bool done;
+};
+
+// Element k of a word.
+template <class T>
+inline float hipsim_mma_element(unsigned word, int k) {
+    T elements[4 / sizeof(T)];
+    memcpy(elements, &word, 4);
+    return float(elements[k]);
+}
+
+template <class T, class Sum>
+inline void hipsim_mma(Sum* c, const unsigned* a, const unsigned* b, hipsim_site site) {
+    constexpr int count = 4 / sizeof(T), depth = 8 * count;
+    hipsim_mma_lane mine{a, b, c, false};
+    auto* lanes = reinterpret_cast<hipsim_mma_lane* const*>(hipsim_exchange(reinterpret_cast<unsigned long long>(&mine), 0, site));
+    if (hipsim_wave_size != 32 || hipsim_self->active != 0xffffffff) hipsim_trap("a matrix instruction wants every lane of its wave", site);
+    if (!mine.done) {
+        for (int row = 0; row < 16; row++)
+            for (int column = 0; column < 8; column++) {
+                Sum& sum = static_cast<Sum*>(lanes[row % 8 * 4 + column / 2]->c)[row / 8 * 2 + column % 2];
+                for (int k = 0; k < depth; k++) {
+                    int t = k / count % 4, half = k / (4 * count);
+                    float x = hipsim_mma_element<T>(lanes[row % 8 * 4 + t]->a[row / 8 + 2 * half], k % count);
+                    float y = hipsim_mma_element<T>(lanes[column * 4 + t]->b[half], k % count);
+                    sum += Sum(x * y);
+                }
+            }
+        for (int lane = 0; lane < 32; lane++) lanes[lane]->done = true;
+    }
+    __asm__ volatile("" ::: "memory"); // another lane may have written it
+}
+
+inline void hipsim_mma_halves(float* c, const unsigned* a, unsigned b0, unsigned b1, HIPSIM_HERE) {
+    const unsigned b[2] = {b0, b1};
+    hipsim_mma<_Float16>(c, a, b, HIPSIM_SITE("mma"));
+}
+inline void hipsim_mma_bytes(int* c, const unsigned* a, unsigned b0, unsigned b1, HIPSIM_HERE) {
+    const unsigned b[2] = {b0, b1};
+    hipsim_mma<signed char>(c, a, b, HIPSIM_SITE("mma"));
+}

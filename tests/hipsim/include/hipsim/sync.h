@@ -7,6 +7,7 @@ inline void __syncthreads(HIPSIM_HERE) { hipsim_barrier(0, HIPSIM_SITE("__syncth
 inline int __syncthreads_count(int p, HIPSIM_HERE) { return hipsim_barrier(p != 0, HIPSIM_SITE("__syncthreads_count")); }
 inline int __syncthreads_or(int p, HIPSIM_HERE) { return hipsim_barrier(p != 0, HIPSIM_SITE("__syncthreads_or")) != 0; }
 inline int __syncthreads_and(int p, HIPSIM_HERE) { return hipsim_barrier(p == 0, HIPSIM_SITE("__syncthreads_and")) == 0; }
+inline void hipsim_named_barrier(unsigned number, unsigned count, HIPSIM_HERE) { hipsim_named_barrier(number, count, HIPSIM_SITE("named barrier")); }
 inline void __syncwarp(unsigned long long mask, HIPSIM_HERE) { hipsim_exchange(0, mask, HIPSIM_SITE("__syncwarp")); }
 inline void __syncwarp(HIPSIM_HERE) { hipsim_exchange(0, 0, HIPSIM_SITE("__syncwarp")); }
 
