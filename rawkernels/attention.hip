@@ -2,10 +2,10 @@
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
 // RF_ALONE (whether there is one sequence, for which tuning may differ), RF_ALIBI where scores are biased by distance,
-// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves)
-// and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device, so that a launch can be
-// replayed while they grow. Source: Dao et al., Flash-Decoding,
-// https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves),
+// RF_STRIPES (waves that share out the tokens), RF_MATRIX (whether they multiply on the matrix unit) and RF_PARTS
+// (waves that share out the elements there). Sequence lengths are read on the device, so that a launch can be replayed
+// while they grow. Source: Dao et al., Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
 #include "cached_heads.h"
 #include "formats/quants.h"
@@ -16,7 +16,7 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=16,80,96 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
-// variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1
+// variants: RF_HEAD_DIM=256 RF_GROUP=2,8 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=512 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
@@ -30,12 +30,16 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
     return p;
 }
 
-// A wave serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
+// A wave serves SLICE of the RF_GROUP's heads, and has one of PARTS of their elements; other waves of the block serve
+// the other parts, the other slices, or other tokens.
 constexpr u32 SLICE = RF_WAVE_HEADS;
 constexpr u32 SLICES = RF_GROUP / SLICE;
+constexpr u32 PARTS = RF_PARTS;
 constexpr u32 STRIPES = RF_STRIPES;
-constexpr u32 WAVES = STRIPES * SLICES;
+constexpr u32 WAVES = STRIPES * SLICES * PARTS;
 constexpr u32 THREADS = WAVES * RF_WAVE;
+RF_DEVICE u32 stripe_of_wave() { return wave() / (SLICES * PARTS); }
+RF_DEVICE u32 slice_of_wave() { return wave() / PARTS % SLICES; }
 
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
@@ -44,14 +48,18 @@ static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 512, "RF_HEAD_DIM is a mult
 static_assert(RF_VALUE_DIM % 8 == 0 && RF_VALUE_DIM <= RF_HEAD_DIM,
               "RF_VALUE_DIM is a multiple of 8 up to RF_HEAD_DIM");
 static_assert(THREADS <= 1024, "");
+static_assert(RF_TUNE_MOST_SPLITS <= 64, "eight teams of eight, with four bits each of a counter");
 
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.
 struct Shared {
     float highest[MOST_PARTS][RF_GROUP], sum[MOST_PARTS][RF_GROUP];
-    alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
+    union {
+        alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
+        f32x4 scores[2][WAVES][PARTS > 1 ? RF_WAVE : 1];  // of parts, by turns
+    };
     float top[RF_GROUP], total[RF_GROUP];
-    float buffers[WAVES][RF_HEAD_DIM];
+    float buffer[RF_HEAD_DIM];
     alignas(16) u8 newest_key[Keys::ROW + 2 * Keys::SCALES];  // of the newest token, as in the cache
     alignas(16) u8 newest_value[Values::ROW + 2 * Values::SCALES];
     u32 last;
@@ -61,7 +69,8 @@ struct Shared {
 // that follows, the others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
 // than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
-// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)).
+// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)), or
+// what teams of them have combined.
 // With new_keys, rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and
 // values of the queries' tokens are stored first, values normalized without a weight where they are `values_normed`;
 // without, of what follows it only q_stride counts, and the queries are spread as the keys are.
@@ -97,29 +106,40 @@ RF_DEVICE void store_newest(u8* newest, void* cache, u32 slot, u32 kv_heads, u32
     store_cached(Type(), CachedRow{newest, newest + Type::ROW}, head);
 }
 
+// A row of what prepare() takes: a query, and behind those the key and the value of its token.
+RF_DEVICE Head load_row(const DecodeParams& p, u32 query, u32 kv_head, u32 row) {
+    if (row == RF_GROUP + 1) return load_head<RF_VALUE_DIM>(p.new_values + query * p.v_stride + kv_head * RF_VALUE_DIM);
+    return load_head(row == RF_GROUP ? p.new_keys + query * p.k_stride + kv_head * RF_HEAD_DIM
+                                     : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
+}
+
 // The block's queries, normalized, rotated and spread, in LDS that is later used for results. The split with the newest
 // token puts its key and value into the cache and into LDS. The whole block takes part.
 RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rotation& rotation, u32 query, u32 kv_head,
                                bool newest) {
     float* queries = &shared.values[0][0][0];
-    u32 slot = newest ? p.slots[query] : 0;
-    for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
+    u32 slot = newest ? p.slots[query] : 0, rows = newest ? RF_GROUP + 2 : RF_GROUP;
+    Head next;
+    if (wave() < rows) next = load_row(p, query, kv_head, wave());
+    for (u32 row = wave(); row < rows; row += WAVES) {
+        Head head = next;
+        if (row + WAVES < rows) next = load_row(p, query, kv_head, row + WAVES);
         if (row == RF_GROUP + 1) {
-            Head head = load_head<RF_VALUE_DIM>(p.new_values + query * p.v_stride + kv_head * RF_VALUE_DIM);
             if (p.values_normed) rms_norm_head<RF_VALUE_DIM>(head, nullptr, p.v_eps);
             store_newest<Values>(shared.newest_value, p.values, slot, p.kv_heads, kv_head, head);
             continue;
         }
         bool key = row == RF_GROUP;
         const float* norm = key ? p.k_norm : p.q_norm;
-        Head head = load_head(key ? p.new_keys + query * p.k_stride + kv_head * RF_HEAD_DIM
-                                  : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
+        float* place = key ? shared.buffer : queries + row * RF_HEAD_DIM;
         if (norm) rms_norm_head(head, norm, p.eps);
-        if (p.new_keys) rotate_head(head, shared.buffers[wave()], rotation), spread(head);
-        if (key)
+        if (p.new_keys) rotate_head(head, place, rotation), spread(head);
+        if (key) {
             store_newest<Keys>(shared.newest_key, p.keys, slot, p.kv_heads, kv_head, head);
-        else
-            store_head(queries + row * RF_HEAD_DIM, head);
+        } else {
+            wave_barrier();  // lanes have read of `place` what they rotate
+            store_head(place, head);
+        }
     }
     barrier();
     return queries;
@@ -141,25 +161,18 @@ const u32 NO_TOKEN = ~0u;
 }  // namespace rocforge
 
 #include "decode_lanes.h"
-#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800 && RF_HEAD_DIM == 128 && RF_VALUE_DIM == 128
-#define RF_DECODE_MATRIX
+#if RF_MATRIX
 #include "decode_matrix.h"
 #endif
 
 namespace rocforge {
 
-template <bool MATRIX, class KeyType, class ValueType>
-struct TokensOf {
-    typedef LaneTokens Type;
-};
-#ifdef RF_DECODE_MATRIX
-template <class KeyType, class ValueType>
-struct TokensOf<true, KeyType, ValueType> {
-    typedef MatrixTokens<KeyType, ValueType> Type;
-};
-#endif
 // What a wave has of the tokens that it takes at a time.
-typedef TokensOf<Keys::INTEGER && Values::INTEGER, Keys, Values>::Type Tokens;
+#if RF_MATRIX
+typedef MatrixTokens Tokens;
+#else
+typedef LaneTokens Tokens;
+#endif
 static_assert(RF_BLOCK_SIZE % Tokens::STEP == 0, "a wave's step lies in one block of the cache");
 
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
@@ -174,6 +187,8 @@ RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32
 }
 
 constexpr u32 SIZE = RF_GROUP * RF_VALUE_DIM, RECORD = RF_GROUP * (RF_VALUE_DIM + 4);
+// Splits whose records one block combines, and those of a team where there are more.
+constexpr u32 DIRECT = RF_TUNE_COMBINE_NBYTES / (4 * RECORD), TEAM = 8;
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
 
 RF_DEVICE f32x4 add_scaled(f32x4 sum, f32x4 v, float factor) {
@@ -222,32 +237,48 @@ struct Output {
     }
 };
 
-// What the last split does: the sum of all splits' records. Groups of threads take every COMBINERS-th split.
-constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
-constexpr u32 TOGETHER = RF_TUNE_COMBINE_LOADS;  // splits whose loads are on their way at a time
+// The sums and highest scores of a block's heads, in a record behind the values.
+RF_DEVICE void store_sums(float* record, const Shared& shared) {
+    if (thread_x() >= RF_GROUP) return;
+    record[SIZE + 2 * thread_x()] = shared.top[thread_x()];
+    record[SIZE + 2 * thread_x() + 1] = shared.total[thread_x()];
+}
 
-RF_DEVICE void combine(Shared& shared, const Output& output, const float* partials, u32 active, const float* sinks,
+// `count` records, each `stride` floats behind the one before.
+struct Records {
+    const float* first;
+    u32 stride, count;
+};
+
+// Groups of threads take every COMBINERS-th record.
+constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
+constexpr u32 TOGETHER = RF_TUNE_COMBINE_LOADS;  // records whose loads are on their way at a time
+
+// What the last split does: the sum of records, to one of them, or to the output where `to` is null.
+RF_DEVICE void combine(Shared& shared, const Output& output, float* to, const Records& records, const float* sinks,
                        u32 first_head) {
-    for (u32 i = thread_x(); i < active * RF_GROUP; i += THREADS) {
-        const float* pair = partials + i / RF_GROUP * RECORD + SIZE + 2 * (i % RF_GROUP);
+    for (u32 i = thread_x(); i < records.count * RF_GROUP; i += THREADS) {
+        const float* pair = records.first + i / RF_GROUP * records.stride + SIZE + 2 * (i % RF_GROUP);
         shared.highest[i / RF_GROUP][i % RF_GROUP] = pair[0], shared.sum[i / RF_GROUP][i % RF_GROUP] = pair[1];
     }
-    factors_of(shared, active);
+    factors_of(shared, records.count);
     u32 combiner = COMBINERS > 1 ? thread_x() / QUADS : 0;
     for (u32 r = 0; r < ROUNDS; ++r) {
         u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
         u32 head = at / RF_VALUE_DIM;
         f32x4 sum = make_f32x4(0, 0, 0, 0);
         // loads that depend on no branch are on their way together
-        for (u32 s = combiner; s < (combiner < COMBINERS ? active : 0); s += TOGETHER * COMBINERS) {
+        for (u32 s = combiner; s < (combiner < COMBINERS ? records.count : 0); s += TOGETHER * COMBINERS) {
             f32x4 parts[TOGETHER];
             RF_UNROLL
-            for (u32 t = 0; t < TOGETHER; ++t)
-                parts[t] = load<f32x4>(partials + minimum(i32(s + t * COMBINERS), i32(active - 1)) * RECORD + at);
+            for (u32 t = 0; t < TOGETHER; ++t) {
+                u32 record = minimum(i32(s + t * COMBINERS), i32(records.count - 1));
+                parts[t] = load<f32x4>(records.first + record * records.stride + at);
+            }
             RF_UNROLL
             for (u32 t = 0; t < TOGETHER; ++t)
                 sum = add_scaled(sum, parts[t],
-                                 s + t * COMBINERS < active ? shared.highest[s + t * COMBINERS][head] : 0.0f);
+                                 s + t * COMBINERS < records.count ? shared.highest[s + t * COMBINERS][head] : 0.0f);
         }
         if (COMBINERS > 1) {
             float* values = &shared.values[0][0][0];
@@ -257,13 +288,29 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
             for (u32 c = 0; c < COMBINERS; ++c) sum = add_scaled(sum, load<f32x4>(values + c * SIZE + i), 1.0f);
             if (combiner > 0) i = SIZE;
         }
-        float factor = normalizer(shared, head, sinks, first_head);
-        output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
+        if (to) {
+            if (i < SIZE) *reinterpret_cast<f32x4*>(to + i) = sum;
+        } else {
+            float factor = normalizer(shared, head, sinks, first_head);
+            output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
+        }
     }
+    if (to) store_sums(to, shared);
+}
+
+// Counts the block in a word, by adding `one`, and says whether the bits of `mask` now are `all`: then it is the last,
+// and sees what the others wrote before they were counted. The whole block takes part.
+RF_DEVICE bool is_last(Shared& shared, i32* counter, u32 one, u32 mask, u32 all) {
+    device_fence();
+    barrier();
+    if (thread_x() == 0) shared.last = ((u32(atomic_add(counter, i32(one))) + one) & mask) == all;
+    barrier();
+    if (shared.last) device_fence();
+    return shared.last;
 }
 
 // Grid: (splits, kv_heads, sequences).
-RF_KERNEL_BOUND(THREADS, Tokens::MANY_REGISTERS ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
+RF_KERNEL_BOUND(THREADS, at_least(THREADS, Tokens::RESIDENT))
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();
@@ -281,7 +328,7 @@ rf_attention_decode(DecodeParams p) {
     Tokens tokens;
     Rotation rotation;
     if (wanted) {
-        i32 start = begin + i32(wave() / SLICES * Tokens::STEP);
+        i32 start = begin + i32(stripe_of_wave() * Tokens::STEP);
         if (start < end) tokens.load_step(p, seen, start);
         // few blocks leave the memory idle
         if (LOADS_BEFORE_WAIT && active <= 2) {
@@ -321,19 +368,25 @@ rf_attention_decode(DecodeParams p) {
         }
     }
     if (active == 1) return;
-    if (thread_x() < RF_GROUP) {
-        record[SIZE + 2 * thread_x()] = shared.top[thread_x()];
-        record[SIZE + 2 * thread_x() + 1] = shared.total[thread_x()];
-    }
+    store_sums(record, shared);
 
-    device_fence();
-    barrier();
-    if (thread_x() == 0) shared.last = atomic_add(p.counters + pair, 1) == active - 1;
-    barrier();
-    if (!shared.last) return;
-    device_fence();
-    if (thread_x() == 0) p.counters[pair] = 0;
-    combine(shared, output, partials, active, p.sinks, kv_head * RF_GROUP);
+    // Many large records would take a block long: teams of splits combine theirs first, in that of their first. Four
+    // bits of the counter then count a team's splits, and the team itself.
+    i32* counter = p.counters + pair;
+    u32 teams = active <= DIRECT ? 1 : (active + TEAM - 1) / TEAM, team = teams > 1 ? split / TEAM : 0;
+    u32 one = 1u << 4 * team, members = teams > 1 ? at_most(active - team * TEAM, TEAM) : active;
+    float* own = partials + team * TEAM * RECORD;
+    if (!is_last(shared, counter, one, teams > 1 ? 15 * one : ~0u, members * one)) return;
+    Records records = {own, RECORD, members};
+    RF_NO_UNROLL
+    while (true) {  // twice where there are teams
+        if (teams == 1 && thread_x() == 0) *counter = 0;
+        combine(shared, output, teams > 1 ? own : nullptr, records, p.sinks, kv_head * RF_GROUP);
+        if (teams == 1) return;
+        u32 full = 1u << 4 * (teams - 1), rest = active - (teams - 1) * TEAM;
+        if (!is_last(shared, counter, one, ~0u, (0x99999999 & (full - 1)) + (rest + 1) * full)) return;
+        records = {partials, TEAM * RECORD, teams}, teams = 1;
+    }
 }
 
 }  // namespace rocforge

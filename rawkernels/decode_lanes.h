@@ -153,7 +153,8 @@ typedef Products<Keys, Keys::INTEGER>::Query Query;
 // What a lane has of a step's tokens.
 struct LaneTokens {
     static constexpr u32 STEP = LOADS * ROWS;
-    static constexpr bool MANY_REGISTERS = SLICE > 4;
+    // Threads a multiprocessor that registers are left for.
+    static constexpr u32 RESIDENT = SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT);
     StepRows<Keys> keys;
     StepRows<Values> values;
 
@@ -166,7 +167,7 @@ struct LaneTokens {
     RF_MEMBER void accumulate(Shared& shared, const DecodeParams& p, const float* q, const Seen& seen, u32 begin,
                               u32 newest) {
         RF_SHARED float weights[WAVES][ROWS][SCORES], rescales[WAVES][PADDED];
-        u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
+        u32 slice = slice_of_wave(), stripe = stripe_of_wave(), row = lane() / TOKEN_LANES;
         u32 dim = lane() % TOKEN_LANES * PIECE;
         bool inside = RF_HEAD_DIM / PIECE == TOKEN_LANES || dim < RF_HEAD_DIM;
         bool inside_value = RF_VALUE_DIM / PIECE == TOKEN_LANES || dim < RF_VALUE_DIM;

@@ -36,13 +36,15 @@ RF_DEVICE void store_head(T* p, const Head& head) {
 // A weight that is null is one.
 template <u32 DIM = RF_HEAD_DIM>
 RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
-    float squares = 0;
+    float squares = 0, own[PER_LANE];
+    RF_UNROLL
+    for (u32 i = 0; i < PER_LANE; ++i) own[i] = weight && is_element<DIM>(i) ? weight[lane() + i * RF_WAVE] : 1.0f;
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) squares = add_rn(squares, mul_rn(head.x[i], head.x[i]));
     float factor = fast_rsqrt(wave_sum(squares) / DIM + eps);
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i)
-        if (is_element<DIM>(i)) head.x[i] *= weight ? factor * weight[lane() + i * RF_WAVE] : factor;
+        if (is_element<DIM>(i)) head.x[i] *= factor * own[i];
 }
 
 // The rotation of the first 2 * pairs elements; neox pairs element i with i + pairs, else 2i with 2i + 1. Of a lane's

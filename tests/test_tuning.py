@@ -24,7 +24,7 @@ def test_every_supported_card_has_an_entry():
     """AMD's by family; NVIDIA's from the oldest on, a newer generation as the newest before it."""
     assert {shipped(arch).tile_tokens for arch in AMD if arch.startswith("gfx103")} == {0}
     assert all(shipped(arch).tile_tokens for arch in AMD if not arch.startswith("gfx103"))
-    assert shipped("sm_89") is TABLE["sm_75"] and shipped("sm_90") is TABLE["sm_90"]
+    assert [shipped(arch) is TABLE[key] for arch, key in (("sm_75", "sm_75"), ("sm_89", "sm_80"), ("sm_90", "sm_90"))]
     assert shipped("sm_121") is TABLE["sm_100"]
     assert {name for name, entry in TABLE.items() if entry.basis == "measured"} == {"sm_90"}
     assert {entry.basis for entry in TABLE.values()} == {"measured", "reasoned"}
@@ -55,9 +55,28 @@ def test_macros_of_a_source(source):
 @pytest.mark.parametrize(("head_dim", "group"), [(64, 2), (96, 1), (128, 7), (128, 16), (256, 2)])
 def test_decode_attention_fits(head_dim, group, wave):
     """Heads are shared out evenly among waves; their results fit where they are said to, and threads in a block."""
-    cut = geometry.decode(Tuning(), head_dim, group, wave, False)
+    cut = geometry.decode(Tuning(), head_dim, head_dim, group, wave, False)
     assert group % cut.heads == 0 and cut.threads == cut.stripes * group // cut.heads * wave <= 1024
     assert cut.stripes == 1 or cut.stripes * group * head_dim <= Tuning().decode_lds_floats
+
+
+@pytest.mark.parametrize(("head_dim", "parts"), [(64, 1), (128, 1), (192, 3), (256, 2), (320, 5), (512, 4)])
+@pytest.mark.parametrize("alone", [True, False])
+def test_decode_attention_on_the_matrix_unit_fits(head_dim, parts, alone):
+    """Waves share out heads of whole 64s, in parts of 128 or 64; two at least have the same part."""
+    everywhere = dataclasses.replace(shipped("sm_90"), decode_matrix_elements=0)
+    for group in (1, 4, 8, 16):
+        cut = geometry.decode(everywhere, head_dim, head_dim, group, 32, alone)
+        assert cut.parts == parts and group % cut.heads == 0 and cut.heads <= 8
+        assert cut.threads == cut.stripes * cut.parts * group // cut.heads * 32 <= 512
+        assert cut.stripes == 1 or cut.stripes * group * head_dim <= everywhere.decode_lds_floats
+        assert cut.stripes > 1 or 2 * group * head_dim > everywhere.decode_lds_floats or group > 8
+    for given in ((96, 96, 16), (192, 128, 16), (128, 128, 8)):  # odd sizes; short values; few elements
+        assert geometry.decode(shipped("sm_90"), *given, 32, alone).macros["RF_MATRIX"] == 0
+    assert not geometry.decode(shipped("sm_75"), 512, 512, 8, 32, alone).parts
+    for types in (("Q8_0", "Q4_0"), ("Q8_0", "FP8_E4M3"), ("F16", "Q8_0")):
+        packed = geometry.decode(shipped("sm_90"), 256, 256, 1, 32, alone, types)
+        assert packed.parts == (2 if types == ("Q8_0", "Q4_0") else 0)
 
 
 def test_prefill_attention_fits():

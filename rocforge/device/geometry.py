@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rocforge.device.cards import Card
-from rocforge.device.tuning import Tuning
+from rocforge.device.tuning import ANY, Tuning
 
 PREFILL_SHARED_REST = 2048
 """Bytes of LDS of attention_prefill besides its tiles: barriers, and what their alignment leaves unused."""
@@ -150,25 +150,60 @@ def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
 
 
 class Decode(NamedTuple):
-    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
+    """Of decode attention: query heads that a wave serves, waves that share out the tokens, waves that share out a
+    head's elements on the matrix unit, 0 where that is not used, and threads of a block."""
 
     heads: int
     stripes: int
+    parts: int
     threads: int
 
+    @property
+    def macros(self) -> dict[str, int]:
+        """Those of attention.hip."""
+        parts = {"RF_MATRIX": int(self.parts > 0), "RF_PARTS": max(self.parts, 1)}
+        return {"RF_WAVE_HEADS": self.heads, "RF_STRIPES": self.stripes, **parts}
 
-def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) -> Decode:
-    """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several.
 
-    As many waves as there may be threads, if `decode_lds_floats` hold their results; of wide heads a wave serves half
-    as many, since a lane has twice the elements of each.
+def decode(
+    tuning: Tuning,
+    head_dim: int,
+    value_dim: int,
+    group: int,
+    wave: int,
+    alone: bool,
+    types: tuple[str, str] = ("F16", "F16"),
+) -> Decode:
+    """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several, over keys and
+    values of such types.
+
+    As many waves as there may be threads, if `decode_lds_floats` hold their results. In lanes, of wide heads a wave
+    serves half as many, since a lane has twice the elements of each. On the matrix unit twice as many waves as parts
+    hide each other's waits.
     """
-    most = tuning.decode_heads if head_dim <= 256 else tuning.decode_heads // 2
+    parts = _decode_parts(tuning, head_dim, value_dim, group, types)
+    most = 8 if parts else tuning.decode_heads if head_dim <= 256 else tuning.decode_heads // 2
     heads = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
-    waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
-    stripes = max(waves // (group // heads), 1)
-    return Decode(heads, stripes, stripes * (group // heads) * wave)
+    waves, slices = max(threads // wave, 2 * parts), group // heads
+    fit = tuning.decode_lds_floats // (heads * head_dim)
+    stripes = max(min(waves // (parts or 1), fit) // slices, 1)
+    return Decode(heads, stripes, parts, stripes * slices * (parts or 1) * wave)
+
+
+def _decode_parts(tuning: Tuning, head_dim: int, value_dim: int, group: int, types: tuple[str, str]) -> int:
+    """Waves that share out a head's elements on the matrix unit, 128 or 64 each; 0: it is not used.
+
+    Packed rows go there wherever it is, for they take more instructions in lanes.
+    """
+    if types == ("F16", "F16"):
+        width, least = math.gcd(head_dim, 128), tuning.decode_matrix_elements
+    elif set(types) <= {"Q8_0", "Q4_0"}:
+        width, least = 128, 0 if tuning.decode_matrix_packed else ANY
+    else:
+        return 0
+    fits = head_dim == value_dim and head_dim % width == 0 and width >= 64
+    return head_dim // width if fits and group * head_dim >= least else 0
 
 
 class Prefill(NamedTuple):
@@ -219,8 +254,14 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, given["RF_ALONE"] in (1, "1"))
-    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
+    head_dim, alone = int(given["RF_HEAD_DIM"]), given["RF_ALONE"] in (1, "1")
+    value_dim, types = int(given.get("RF_VALUE_DIM", head_dim)), decode_types(given)
+    return decode(tuning, head_dim, value_dim, int(given["RF_GROUP"]), wave, alone, types).macros
+
+
+def decode_types(given: Mapping[str, Any]) -> tuple[str, str]:
+    """The types of keys and values that macros name."""
+    return given.get("RF_KEY_TYPE", "F16"), given.get("RF_VALUE_TYPE", "F16")
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

@@ -9,6 +9,15 @@ import pytest
 from rocforge.device.blas import workspace_nbytes
 from rocforge.device.cards import card_of
 
+
+def _multiplies_by_mma() -> bool:
+    card, simulated = card_of(0), "HIPSIM_ARCH" in os.environ and "HIPSIM_MACHINE_CODE" not in os.environ
+    return simulated and card.wave == 32 if card.is_amd else int(card.arch.removeprefix("sm_")) >= 80
+
+
+needs_mma = pytest.mark.skipif(
+    not _multiplies_by_mma(), reason="needs sm_80's matrix unit, which the simulator has with 32 lanes"
+)
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device has the memory it has")
 
 

@@ -7,6 +7,7 @@ import os
 import cupy as cp
 import numpy as np
 import pytest
+from simulated import needs_mma
 
 import rocforge as rf
 from rocforge.device import tuning
@@ -88,6 +89,14 @@ def test_decode(heads: int, kv_heads: int, head_dim: int):
     check(rng, cache, chunks, heads)
 
 
+@needs_mma
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(8, 1, 64), (4, 4, 128), (6, 2, 192), (16, 1, 256), (8, 1, 512)])
+def test_decode_on_the_matrix_unit(heads: int, kv_heads: int, head_dim: int):
+    """The same where waves have parts of a head's elements: one, two, three and four; heads that are few and many."""
+    with tuning.trying(decode_matrix_elements=0):
+        test_decode(heads, kv_heads, head_dim)
+
+
 @pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
 def test_prefill(heads: int, kv_heads: int, head_dim: int):
     """Chunks of a prompt, at its start and later, of sizes around those of tiles; and a decoding sequence with them."""
@@ -165,6 +174,21 @@ def test_lengths_are_read_by_the_launch():
         expected = attention_64(q, keys[:length], values[:length])
         assert relative_error(y, expected) < 1e-3 and relative_error(by_pattern, expected) < 1e-3
     assert not cache.counters.any()
+
+
+def test_many_splits_are_combined_by_teams():
+    """Teams of eight splits, of which the last has one to eight, and a single team; the counters are ready again."""
+    rng = np.random.default_rng(12)
+    cache = filled(rng, 1, 64, 64)
+    batch = Batch.of(cache, [Chunk(2047, 1, range(64))])
+    q = rng.standard_normal((1, 4, 64), np.float32)
+    keys, values = (array.get().reshape(-1, 1, 64) for array in cache.paged[0].layers[0])
+    for length in [2048, 1, 300, 288, 257, 1025, 64, 2048]:
+        batch.lengths[...] = length
+        with tuning.trying(unsplit_tokens=32, combine_nbytes=0, decode_blocks=64):
+            y = paged_attention(cp.asarray(q), batch.state_of(0))
+        assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
+        assert not cache.counters.any()
 
 
 def test_patterns_that_are_no_softmax(rng):
@@ -320,6 +344,19 @@ def test_one_launch_with_rope_and_store(norms: bool, neox: bool | None):
     if neox is None and not norms:
         assert np.array_equal(q.get(), x[:, :6].get())
     assert all(np.array_equal(a.get(), b.get()) for a, b in zip(*(c.paged[0].layers[0] for c in caches), strict=True))
+
+
+@needs_mma
+def test_options_and_stores_on_the_matrix_unit():
+    """As in lanes: windows, caps, sinks, slopes, scores in the hundreds, and keys that the launch itself stores."""
+    with tuning.trying(decode_matrix_elements=0):
+        for options in OPTIONS:
+            test_options(options)
+        test_large_scores()
+        test_lengths_are_read_by_the_launch()
+        test_a_sequence_of_length_zero_gives_zeros()
+        test_rounded_for_a_product()
+        test_one_launch_with_rope_and_store(True, True)
 
 
 @pytest.mark.parametrize("count", [1, 9])

@@ -7,9 +7,11 @@ from dataclasses import replace
 import cupy as cp
 import numpy as np
 import pytest
+from simulated import needs_mma
 from test_attention import attention_64
 
 import rocforge as rf
+from rocforge.device import tuning
 from rocforge.device.cards import card_of, has_fp8
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
@@ -81,6 +83,15 @@ def test_stored_and_attended(key_type, value_type, shape):
         assert np.linalg.norm(y - expected[rows]) / np.linalg.norm(expected[rows]) < bound
     by_pattern = attention_heads(attention_pattern(q, layer), layer)
     assert relative_error(by_pattern, expected) < 1e-3
+
+
+@needs_mma
+@pytest.mark.parametrize("key_type, value_type, shape", [("q8_0", "q4_0", (8, 1, 256)), ("q4_0", "q8_0", (3, 1, 128))])
+def test_on_the_matrix_unit(key_type, value_type, shape):
+    """The same where integers are multiplied there, by one wave and by two that share out the elements."""
+    with tuning.trying(decode_matrix_packed=True):
+        test_stored_and_attended(key_type, value_type, shape)
+        test_one_launch_with_rope_and_store()
 
 
 def test_one_launch_with_rope_and_store():

@@ -171,7 +171,8 @@ def _attend(
         partials = cupy_module().empty(count * kv_heads * splits * group * (value_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros)
-        threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1).threads
+        types = geometry.decode_types(dict(macros))
+        threads = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, value_dim, card.wave)
