@@ -309,13 +309,13 @@ RF_DEVICE bool is_last(Shared& shared, i32* counter, u32 one, u32 mask, u32 all)
     return shared.last;
 }
 
-// Grid: (splits, kv_heads, sequences).
+// Grid: (kv_heads, sequences, splits): first splits come first, which have tokens where others have none.
 RF_KERNEL_BOUND(THREADS, at_least(THREADS, Tokens::RESIDENT))
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();
     if (!p.new_keys) wait_for_previous();
-    i32 split = block_x(), kv_head = block_y(), sequence = block_z();
+    i32 kv_head = block_x(), sequence = block_y(), split = block_z();
     i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
     i32 first = first_seen(length - 1, p.window, p.chunked);
     i32 origin = first / RF_BLOCK_SIZE * RF_BLOCK_SIZE, range = length - origin;

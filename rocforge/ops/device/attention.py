@@ -173,7 +173,7 @@ def _attend(
         decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros)
         types = geometry.decode_types(dict(macros))
         threads = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types).threads
-        decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
+        decode((kv_heads, count, splits), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, value_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
