@@ -44,7 +44,7 @@ RF_DEVICE float score_of(float logit, const Routing& r, float highest, float all
     return r.bias ? fast_exp(logit - highest) / all : logit;
 }
 
-// In the order of numbers, and a NaN below them all; the highest is less than all bits.
+// In the order of numbers, and a NaN below them all.
 RF_DEVICE u32 order_key(float x) {
     u32 bits = float_bits(x);
     if ((bits & 0x7fffffff) > 0x7f800000) return 0;
@@ -81,27 +81,34 @@ RF_DEVICE void choose_groups(Choice& choice, const Routing& r) {
     barrier();
 }
 
-// The waves' best experts, each one's from the highest key down, of equals the lowest id first; key 0 is none.
-template <u32 WAVES>
-struct Candidates {
-    u32 key[WAVES][MOST_USED];
-    i32 id[WAVES][MOST_USED];
+// A lane's best expert of those that come after one in the order of keys, and of equals in that of ids.
+struct Candidate {
+    u32 key;
+    i32 id;  // none: past all experts
 };
-
-// The lowest lane that has a number, the highest of all.
-RF_DEVICE u32 lane_with(u32 key, u32& best) {
-    best = wave_max_of(key);
-    return lowest_bit(wave_ballot(key == best));
+RF_DEVICE Candidate best_after(const u32* keys, i32 count, Candidate last) {
+    const i32 AHEAD = 8;  // keys that are loaded at a time
+    Candidate best = {0, count};
+    for (i32 first = lane(); first < count; first += AHEAD * RF_WAVE) {
+        u32 some[AHEAD];
+        RF_UNROLL
+        for (i32 j = 0; j < AHEAD; ++j) some[j] = keys[minimum(first + j * i32(RF_WAVE), count - 1)];
+        RF_UNROLL
+        for (i32 j = 0; j < AHEAD; ++j) {
+            i32 e = first + j * i32(RF_WAVE);
+            bool after = some[j] < last.key || (some[j] == last.key && e > last.id);
+            if (e < count && after && (some[j] > best.key || best.id == count)) best = {some[j], e};
+        }
+    }
+    return best;
 }
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, so ids are those of experts
-// whatever the logits are. Each wave looks for the best of a share of all, one after another, and then one wave for the
-// best of these. All threads of the block of THREADS call it together, and find the result once it returns.
+// whatever the logits are. One wave looks for them, one after another. All threads of the block of THREADS call it
+// together, and find the result once it returns.
 template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
-    const u32 WAVES = THREADS / RF_WAVE, MOST_OWN = MOST_EXPERTS / THREADS;
-    RF_SHARED Candidates<WAVES> candidates;
-    i32 count = r.experts, share = (count + i32(THREADS) - 1) / i32(THREADS), first = thread_x() * share;
+    i32 count = r.experts;
     float highest = 0, all = 1;
     if (r.bias && !r.sigmoid) {
         highest = -infinity(), all = 0;
@@ -110,44 +117,19 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
         for (i32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }
-    u32 own[MOST_OWN];
-    RF_UNROLL
-    for (u32 i = 0; i < MOST_OWN; ++i) {
-        i32 e = first + i32(i);
-        own[i] = 0;
-        if (i32(i) < share && e < count)
-            own[i] = order_key(score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f)) + 1;
-        if (r.groups > 1 && own[i]) choice.key[e] = own[i] - 1;
-    }
-    if (r.groups > 1) {
-        barrier();
-        choose_groups<THREADS>(choice, r);
-        RF_UNROLL
-        for (u32 i = 0; i < MOST_OWN; ++i)
-            if (own[i] && choice.key[first + i32(i)] == 0) own[i] = 0;
-    }
-    for (i32 place = 0; place < chosen_of(r); ++place) {
-        u32 most = own[0], best;
-        RF_UNROLL
-        for (u32 i = 1; i < MOST_OWN; ++i) most = own[i] > most ? own[i] : most;
-        if (lane() == lane_with(most, best)) {
-            u32 found = MOST_OWN;
-            RF_UNROLL
-            for (u32 i = 0; i < MOST_OWN; ++i)
-                if (found == MOST_OWN && own[i] == best) found = i, own[i] = 0;
-            candidates.key[wave()][place] = best, candidates.id[wave()][place] = first + i32(found);
-        }
-    }
+    for (i32 e = thread_x(); e < count; e += THREADS)
+        choice.key[e] = order_key(score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f));
     barrier();
+    if (r.groups > 1) choose_groups<THREADS>(choice, r);
     if (wave() == 0) {
-        u32 from = lane() < WAVES ? lane() : 0, at = 0, best;
+        Candidate own = best_after(choice.key, count, {~0u, -1});
         i32 chosen = count + i32(lane()) - chosen_of(r);
         for (i32 place = 0; place < chosen_of(r); ++place) {
-            u32 key = lane() < WAVES && i32(at) < chosen_of(r) ? candidates.key[from][at] : 0;
-            u32 winner = lane_with(key, best);
-            i32 id = shuffle(candidates.id[from][minimum(i32(at), chosen_of(r) - 1)], winner);
-            if (i32(lane()) == place) chosen = minimum(id, count - 1);
-            at += lane() == winner;
+            u32 best = wave_max_of(own.id < count ? own.key : 0);
+            // where several lanes have it, the lowest id counts
+            i32 id = count - i32(wave_max_of(own.key == best ? u32(count - own.id) : 0));
+            if (i32(lane()) == place) chosen = id;
+            if (own.id == id) own = best_after(choice.key, count, {best, id});
         }
         if (i32(lane()) < r.used) {
             choice.ids[lane()] = chosen;

@@ -212,7 +212,7 @@ LAYERS = {
         *ATTENTION[:3],
         "add_normed_for_several",
         *["matvec_gated", "matvec"],
-        *["matvec", "experts_gated", "experts_down"],
+        *["router", "experts_gated", "experts_down"],
         "add_two_normed",
     ],
     "gemma4-shared": [*ATTENTION, *NORMED_MLP, "matvec", "geglu", "matvec", "add_normed"],
