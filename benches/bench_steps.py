@@ -1,13 +1,15 @@
-"""Times decode steps over the length of the context: one request's, or a batch's; on one card, or several.
+"""Times decode steps over the length of the context: one request's, or a batch's; on one card, or several; and prompts.
 
     python benches/bench_steps.py MODEL.gguf
     python benches/bench_steps.py MODEL.gguf --batch 8 --contexts 1,1000
     python benches/bench_steps.py MODEL.gguf --batch 32 --contexts 1 --constrained
     python benches/bench_steps.py MODEL.gguf --contexts 16384,32768 -ctk q8_0 -ctv q4_0
     python benches/bench_steps.py MODEL.gguf --batch 1 8 64 --contexts 1 --tensor-parallel 2
+    python benches/bench_steps.py MODEL.gguf --batch 1 8 64 --contexts 1 --prompt 2048
 
 Microseconds of a step, the median over rounds of new random prompts, and tokens a second. A prompt of the given length
-comes first, and a few steps in which the graph is captured; the next steps are timed, which lengthen the context.
+comes first, and a few steps in which the graph is captured; the next steps are timed, which lengthen the context. Of a
+prompt it is the time to its first token, in steps of up to 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -62,6 +64,16 @@ def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int, g
     return (time.perf_counter() - began) / steps
 
 
+def seconds_of_a_prompt(engine: rf.Engine, tokens: int) -> float:
+    """Of one request alone, to its first token."""
+    prompt = np.random.default_rng().integers(0, engine.model.config.vocabulary, tokens).tolist()
+    began = time.perf_counter()
+    engine.add(prompt, rf.SamplingParams(max_tokens=1, temperature=0))
+    while engine.busy:
+        engine.step()
+    return time.perf_counter() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a GGUF file")
@@ -70,6 +82,7 @@ def main() -> None:
     parser.add_argument("--constrained", action="store_true", help="one of the requests obeys a regular expression")
     parser.add_argument("--tensor-parallel", type=int, metavar="N", default=1, help="cards that compute together")
     parser.add_argument("--split", choices=["rows", "layers"], default="rows", help="what each card has of a model")
+    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="also the time of a prompt of so many")
     parser.add_argument("--steps", type=int, default=24, help="timed steps of a round")
     for letter, of in (("k", "keys"), ("v", "values")):
         options = {"choices": CACHE_TYPES, "help": f"type of the {of} in the KV cache"}
@@ -77,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     contexts = [int(context) for context in options.contexts.split(",")]
     types = {"cache_type_k": options.cache_type_k, "cache_type_v": options.cache_type_v}
-    longest = max(contexts) + options.steps + 64
+    longest = max(*contexts, options.prompt or 1) + options.steps + 64
     cards = options.tensor_parallel
     where: dict[str, Any] = {"devices": cards, "shares": [1] * cards if options.split == "layers" else None}
     where = where if cards > 1 else {"device": "gpu"}
@@ -90,6 +103,11 @@ def main() -> None:
                 step = statistics.median(rounds[1:])  # the first may compile
                 took = f"{step * 1e6:9.1f} us a step {batch / step:9.1f} tokens/s"
                 print(f"batch {batch} context {context:6} {took}", flush=True)
+    if options.prompt:
+        with rf.Engine(model, cache_tokens=longest, max_batch_tokens=2048) as engine:
+            rounds = [seconds_of_a_prompt(engine, options.prompt) for _ in range(ROUNDS + 1)]
+        took = statistics.median(rounds[2:])
+        print(f"prompt of {options.prompt} {took * 1e3:9.2f} ms {options.prompt / took:9.1f} tokens/s", flush=True)
 
 
 if __name__ == "__main__":

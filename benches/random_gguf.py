@@ -1,9 +1,10 @@
 """Writes GGUF files of published shapes with random weights, for measuring speed and memory.
 
     python benches/random_gguf.py llama-3.1-8b Q4_K_M model.gguf
+    python benches/random_gguf.py gemma-4-26b-a4b Q4_K_M model.gguf --vocabulary 32000
 
 Tensors are those of rocforge.selftest.synthetic, or of published.py. The tokenizer is byte-level BPE with random
-merges, of the published number of tokens.
+merges, of the published number of tokens, or of fewer, which are made sooner.
 """
 
 from __future__ import annotations
@@ -68,8 +69,13 @@ def main() -> None:
     parser.add_argument("shape", choices=ALL)
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("path", type=Path)
+    parser.add_argument("--vocabulary", type=int, help="tokens, in place of the published number")
+    parser.add_argument("--context", type=int, default=8192, help="tokens that the model is said to be trained on")
     options = parser.parse_args()
-    write(options.path, ALL[options.shape], options.recipe)
+    shape = ALL[options.shape]
+    if options.vocabulary is not None:
+        shape = shape._replace(vocabulary=options.vocabulary)
+    write(options.path, shape, options.recipe, options.context)
 
 
 if __name__ == "__main__":
