@@ -214,9 +214,7 @@ def selective_scan(
     return y
 
 
-def gate_then_norm(
-    x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None = None
-) -> Array | PackedOperand:
+def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
     """The RMS norm of x times the silu of the gate, a group of columns at a time, times weight.
 
     Args:
@@ -224,13 +222,12 @@ def gate_then_norm(
         gate: float32, shape (tokens, groups * dim); on a device its rows may be parts of wider ones.
         weight: float32, shape (groups, dim).
         eps: of the norm.
-        consumer: as in `gated_delta_net`.
 
     Returns:
         float32, shape (tokens, groups * dim).
     """
     if get_array_module(x) is not np:
-        return device.gate_then_norm(x, gate, weight, eps, consumer)
+        return device.gate_then_norm(x, gate, weight, eps)
     y = x.reshape(len(x), -1) * activation.silu(gate)
     return (rms_norm(y.reshape(len(x), *weight.shape), None, eps) * weight).reshape(len(x), -1)
 

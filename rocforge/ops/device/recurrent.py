@@ -238,9 +238,9 @@ def _operand(shape: tuple[int, int, int], consumer: Weight | None) -> tuple[Arra
     return out, {**to, "cells": cells_of(heads * dim)}
 
 
-def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None) -> Array | PackedOperand:
+def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
     groups, dim = weight.shape
-    return _gated("gate_then_norm", x.reshape(len(x), groups, dim), gate, weight, eps, consumer)
+    return _gated("gate_then_norm", x.reshape(len(x), groups, dim), gate, weight, eps, None)
 
 
 def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None) -> Array | PackedOperand:
