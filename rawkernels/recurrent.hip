@@ -261,15 +261,24 @@ RF_DEVICE void apply_rule(Tile& tile, const RuleParams& p, const Sequence& s) {
     for (u32 i = 0; i < KEYS; ++i) store4(state + u64(key_of(i)) * n, first + column, n, own[i]);
 }
 
-// Of sequences of up to `few` tokens. Grid: (value_heads times value_dim / COLUMNS, turns).
+// Whether a block takes one sequence after another. Where a lane has most registers a loop around it all would spill.
+constexpr bool TAKES_TURNS = KEY_DIM <= 128 && !RF_CHANNELS;
+
+// Of sequences of up to `few` tokens. Grid: (value_heads times value_dim / COLUMNS, turns), of which there are as many
+// as sequences where a block takes one.
 RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
     wait_for_previous();
     RF_SHARED Tile tile;
-    auto takes = [&](i32 tokens) { return tokens > 0 && tokens <= p.few; };
-    each_of_block(p.sequences.query_starts, p.count, p.turns, takes, [&](u32 number) {
+    auto apply = [&](u32 number) {
         Sequence s = sequence_at(p.sequences, number);
         if (s.begin < s.end) apply_rule(tile, p, s);
-    });
+    };
+    if constexpr (TAKES_TURNS) {
+        auto takes = [&](i32 tokens) { return tokens > 0 && tokens <= p.few; };
+        each_of_block(p.sequences.query_starts, p.count, p.turns, takes, apply);
+    } else {
+        apply(block_y());
+    }
 }
 
 constexpr u32 STATE_DIM = KEY_DIM <= 32 ? KEY_DIM : 32;  // a channel has all in registers

@@ -153,7 +153,7 @@ def _rule(
     runs, chunks = blocks(dim, COLUMNS), blocks(tokens, CHUNK)
     args |= {"y": y, "decay": float32(decay), "count": len(state.slots)}
     args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
-    turns = min(len(state.slots), MOST_TURNS)
+    turns = min(len(state.slots), MOST_TURNS) if key_dim <= 128 and "RF_CHANNELS" not in defines else len(state.slots)
     args |= {"value_heads": heads, "value_dim": dim, "chunks": None, "turns": turns}
     args |= {"few": FEW_OF_A_SEQUENCE if chunked else np.iinfo(np.int32).max}
     grid = heads * runs, turns
