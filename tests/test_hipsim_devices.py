@@ -1,11 +1,16 @@
 """What the simulated devices are, and for which of them code is compiled and loaded, as ROCm's runtime has it."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from simulated_program import error_of, needs_wheel, output_of, simulate
 
 from rocforge.device.cards import AMD
+
+sys.path.append(str(Path(__file__).parent / "hipsim"))
+import compile as hiprtc
 
 pytestmark = [needs_wheel, pytest.mark.slow]
 
@@ -44,6 +49,34 @@ for device in range(cp.cuda.runtime.getDeviceCount()):
 
 def test_an_unknown_card():
     assert "HIPSIM_ARCH: gfx1 is not one of: gfx908" in simulate("", "gfx1").stderr
+
+
+@pytest.mark.parametrize("target", ["gfx942", "gfx1030", "gfx1100", "gfx1201"])
+def test_the_prelude_is_precompiled(tmp_path, target):
+    """It is read once and not for each kernel, though targets define macros, which g++ compares with those it names."""
+    source, options = tmp_path / "k.hip", ["-std=c++17", *hiprtc.cpu_options(), *hiprtc.GENERAL, *hiprtc.OPTIMIZATION]
+    source.write_text('extern "C" __global__ void k(int* x) { x[0] = threadIdx.x; }')
+    header = tmp_path / hiprtc.precompiled_prelude(options, tmp_path)["header"]
+    text = hiprtc.preprocess([*options, "-DRF_WAVE=32"], target, str(source), header)
+    assert "#pragma GCC pch_preprocess" in text and "__hipsim_global__ void k" in text and text.count("\n") < 50
+
+
+@pytest.mark.parametrize("target", ["gfx942", "gfx1030", "gfx1100", "gfx1201"])
+def test_only_its_own_matrix_unit(target):
+    """A target's multiplication of matrices compiles, those of other targets do not."""
+    program = """
+for name, arguments in {
+    "gfx942": "mfma_f32_16x16x16f16(hipsim_half4{}, hipsim_half4{}, hipsim_float4{}, 0, 0, 0)",
+    "gfx1100": "wmma_f32_16x16x16_f16_w32(hipsim_half16{}, hipsim_half16{}, hipsim_float8{})",
+    "gfx1201": "wmma_f32_16x16x16_f16_w32_gfx12(hipsim_half8{}, hipsim_half8{}, hipsim_float8{})",
+}.items():
+    try:
+        kernel('extern "C" __global__ void k() { __builtin_amdgcn_' + arguments + "; }").compile()
+        print(name)
+    except cp.cuda.compiler.CompileException as error:
+        assert "__hipsim_on_GFX" in str(error), error
+"""
+    assert output_of(program, target).split() == [target] * (target != "gfx1030")
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,14 @@ def target_of(hiprtc_options: list[str]) -> str:
     return target
 
 
+def family_of(target: str) -> str:
+    """GFX9, GFX10, ...: the last two digits of an architecture are a minor number and a stepping."""
+    return target.partition(":")[0][:-2].upper()
+
+
 def target_macros(target: str) -> list[str]:
-    """What AMD's compiler defines for a target, of which the last two digits are a minor number and a stepping."""
-    arch = target.partition(":")[0]
-    return [f"-D__{arch}__=1", f"-D__{arch[:-2].upper()}__=1"]
+    """What AMD's compiler defines for a target."""
+    return [f"-D__{target.partition(':')[0]}__=1", f"-D__{family_of(target)}__=1"]
 
 
 def closing(text: str, start: int) -> int:
@@ -126,9 +130,12 @@ def entry(number: int, name: str, expression: str, bounds: str) -> str:
     return f' extern "C" {{ extern hipsim_entry hipsim_entry_{number}; hipsim_entry hipsim_entry_{number} = {made}; }}'
 
 
-def rewrite(text: str, expressions: list[str]) -> str:
-    """Turns preprocessed HIP into C++: kernels get their table, dynamic LDS the runtime's buffer, markers go."""
-    text = add_entries(text, expressions)
+def rewrite(text: str, expressions: list[str], target: str) -> str:
+    """Turns preprocessed HIP into C++: kernels get their table, dynamic LDS the runtime's buffer, markers go.
+
+    The marker of another family's instruction stays, and is an error.
+    """
+    text = add_entries(text, expressions).replace(f"__hipsim_on_{family_of(target)}__", "0")
     dynamic = re.compile(r"\bextern\s+((?:__attribute__\s*\(\(.*?\)\)\s*)?)__hipsim_shared__([^;]*?);", re.S)
     text = dynamic.sub(r'extern \1\2 __asm__("hipsim_dynamic_lds");', text)
     while match := re.search(r"__hipsim_bounds__\s*\(", text):
@@ -194,7 +201,8 @@ def up_to_date(manifest: Path) -> dict | None:
 def precompiled_prelude(options: list[str], cache: Path) -> dict:
     """The record of a header that stands for the prelude and is precompiled for these options.
 
-    Where the compiler cannot use it precompiled, it reads the header itself, which includes the prelude.
+    Where the compiler cannot use it precompiled, it reads the header itself, which includes the prelude: so wherever a
+    macro is defined that the prelude names and does not define.
     """
     manifest = cache / f"{digest('prelude', options)}.json"
     if record := up_to_date(manifest):
@@ -210,15 +218,20 @@ def precompiled_prelude(options: list[str], cache: Path) -> dict:
     return write_record(manifest, {"header": header.name, "included": included_files(text, "-")})
 
 
+def preprocess(options: list[str], target: str, source: str, header: Path) -> str:
+    """A source for a target, behind a header, which is not read where it is precompiled for these options."""
+    before = ["-fpch-preprocess", "-include", str(header)]
+    return run(["g++", *options, *target_macros(target), *before, "-E", "-x", "c++", source])
+
+
 def compile_source(
-    options: list[str], given: list[str], macros: list[str], source: str, expressions: list[str], manifest: Path
+    options: list[str], given: list[str], target: str, source: str, expressions: list[str], manifest: Path
 ) -> dict:
     """Preprocesses, rewrites and compiles into the cache; returns the record that it leaves there."""
     cache = manifest.parent
     prelude = precompiled_prelude(options, cache)
-    before = ["-fpch-preprocess", "-include", str(cache / prelude["header"])]
-    preprocessed = run(["g++", *options, *given, *macros, *before, "-E", "-x", "c++", source])
-    text = UNROLL.sub("", rewrite(preprocessed, expressions))
+    preprocessed = preprocess([*options, *given], target, source, cache / prelude["header"])
+    text = UNROLL.sub("", rewrite(preprocessed, expressions, target))
     library = cache / f"{digest(text, options, given)}.so"
     if not library.exists():
         fresh, runtime = fresh_name(library), os.environ["HIPSIM_RUNTIME"]
@@ -246,7 +259,7 @@ def main() -> None:
     manifest = cache / f"{digest(source.read_text(), source.name, options, given, macros, expressions)}.json"
     record = up_to_date(manifest)
     if record is None:
-        record = compile_source(options, given, macros, source.name, expressions, manifest)
+        record = compile_source(options, given, target, source.name, expressions, manifest)
     library = (cache / record["library"]).read_bytes()
     output.write_bytes(library.replace(TARGET_PLACE, target.encode().ljust(len(TARGET_PLACE), b"\0")))
 

@@ -94,10 +94,11 @@ inline hipsim_float8 hipsim_wmma_f32_16x16x16_f16_gfx12(hipsim_half8 a, hipsim_h
     return hipsim_matrix<hipsim_wmma_gfx12>(a, b, sum, HIPSIM_SITE("wmma"));
 }
 
-// Only the targets that have an instruction define the macro that its name brings.
-#define __builtin_amdgcn_mfma_f32_16x16x16f16(...) (void(__GFX9__), hipsim_mfma_f32_16x16x16f16(__VA_ARGS__))
-#define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(...) (void(__GFX11__), hipsim_wmma_f32_16x16x16_f16(__VA_ARGS__))
-#define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(...) (void(__GFX12__), hipsim_wmma_f32_16x16x16_f16_gfx12(__VA_ARGS__))
+// compile.py replaces the marker that an instruction's name brings, for the targets that have it. No macro that is defined
+// for a target may be named here: behind it, the precompiled prelude would not be used.
+#define __builtin_amdgcn_mfma_f32_16x16x16f16(...) (void(__hipsim_on_GFX9__), hipsim_mfma_f32_16x16x16f16(__VA_ARGS__))
+#define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(...) (void(__hipsim_on_GFX11__), hipsim_wmma_f32_16x16x16_f16(__VA_ARGS__))
+#define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(...) (void(__hipsim_on_GFX12__), hipsim_wmma_f32_16x16x16_f16_gfx12(__VA_ARGS__))
 
 // NVIDIA's of sm_80, 16 x 8, for kernels that are written for it, with 32 lanes (PTX ISA, "Matrix Fragments for mma"):
 // of a, b and c the lanes 4 g + t have rows, or columns, g.
