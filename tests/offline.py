@@ -34,7 +34,7 @@ needs_amd_compiler = pytest.mark.skipif(
 SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
 REPRESENTATIVES = ["gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1151", "gfx1201"]
 """One target of each set of instructions."""
-SMALL = "norm.hip"
+SMALL = "quantize.hip"
 Defines = tuple[tuple[str, str], ...]
 Case = tuple[str, Defines, str]
 """A source, its defines, and a target: what is compiled at once."""
@@ -90,17 +90,26 @@ def card_with(target: str) -> Card:
     return Card(target, arch, wave, compute_units=1, shares_host_memory=False)
 
 
-def code_for(source: str, defines: Defines, target: str, header: str = "") -> dict[str, code_objects.Kernel]:
-    """The kernels of a source, by name, compiled with the options and the text that rocforge passes, behind a header.
+def code_for(source: str, defines: Defines, target: str) -> dict[str, code_objects.Kernel]:
+    """The kernels of a source, by name, compiled with the options and the text that rocforge passes.
 
     Raises:
         CompileError: it does not compile, or not without a warning.
     """
-    text, warnings = header + program(source, defines, card_with(target)), ("-Wall", "-Wno-unused")
+    text, warnings = program(source, defines, card_with(target)), ("-Wall", "-Wno-unused")
     code, log = amd_compiler.compile_program(text, options(card_with(target)) + warnings)
-    if log and not header:
+    if log:
         raise amd_compiler.CompileError(log)
     return code_objects.kernels_of(code, target)
+
+
+def check(source: str, defines: Defines, target: str, header: str) -> None:
+    """Compiles a source for an AMD target, behind a header, and makes no code.
+
+    Raises:
+        CompileError: it does not compile.
+    """
+    amd_compiler.check_program(header + program(source, defines, card_with(target)), options(card_with(target)))
 
 
 def ptx_for(source: str, defines: Defines, target: str) -> str:
@@ -121,9 +130,14 @@ def _processes() -> ProcessPoolExecutor:
 
 
 @functools.cache
-def compilation(source: str, defines: Defines, target: str, *header: str) -> Future[Any]:
+def compilation(source: str, defines: Defines, target: str) -> Future[Any]:
     """What `ptx_for` or `code_for` makes of a case, under way."""
-    return _processes().submit(ptx_for if target.startswith("sm_") else code_for, source, defines, target, *header)
+    return _processes().submit(ptx_for if target.startswith("sm_") else code_for, source, defines, target)
+
+
+def under_check(source: str, defines: Defines, target: str, header: str) -> Future[None]:
+    """`check`, under way."""
+    return _processes().submit(check, source, defines, target, header)
 
 
 def stop() -> None:

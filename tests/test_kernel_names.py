@@ -6,7 +6,7 @@ import re
 
 import offline
 import pytest
-from offline import SOURCES, amd_compiler, compilation, needs_amd_compiler
+from offline import SOURCES, amd_compiler, needs_amd_compiler, under_check
 
 from rocforge.device.kernels import PREFIX, source_folder
 
@@ -48,7 +48,7 @@ def hostile_header(target: str) -> str:
     while True:
         header = '#line 1 "hostile.h"\n' + "".join(f"typedef struct {CLASH} {word};\n" for word in left)
         try:
-            amd_compiler.compile_program(header, ["-std=c++17", f"--offload-arch={target}", "-ferror-limit=0"])
+            amd_compiler.check_program(header, ["-std=c++17", f"--offload-arch={target}", "-ferror-limit=0"])
             return header
         except amd_compiler.CompileError as error:
             refused = {int(line) - 1 for line in re.findall(r"^hostile\.h:(\d+):\d+: error", str(error), re.M)}
@@ -68,7 +68,7 @@ def test_sources_compile_behind_hostile_header(target):
     """Behind that header, and hiprtc's own, no name at global scope is free for ours; each source compiles."""
     header, options = hostile_header(target), [f"--offload-arch={target}"]
     sources = [source for source in SOURCES if target in offline.targets(source)]
-    under_way = [compilation(source, offline.variants(source)[0], target, header) for source in sources]
+    under_way = [under_check(source, offline.variants(source)[0], target, header) for source in sources]
     for declaration in (
         "typedef unsigned u32;",
         "struct Accumulator { int x; };",
@@ -76,5 +76,6 @@ def test_sources_compile_behind_hostile_header(target):
         "struct half2 {};",
     ):
         with pytest.raises(amd_compiler.CompileError, match=r"redefinition|conflicts"):
-            amd_compiler.compile_program(header + declaration, options)
-    assert all(future.result() for future in under_way)
+            amd_compiler.check_program(header + declaration, options)
+    for future in under_way:
+        future.result()

@@ -57,6 +57,10 @@ def fetch() -> Path:
     return home
 
 
+NO_CODE = "warning: argument unused during compilation: '-c' [-Wunused-command-line-argument]"
+"""What hiprtc says of every program that it is to make no code of."""
+
+
 class CompileError(Exception):
     """What hiprtc says of a program that does not compile."""
 
@@ -85,6 +89,19 @@ def compile_program(text: str, options: Sequence[str], name: str = "program.hip"
         return _bytes_of(program, "Code"), log
     finally:
         hiprtc.hiprtcDestroyProgram(ctypes.byref(program))
+
+
+def check_program(text: str, options: Sequence[str]) -> None:
+    """Compiles a program as far as the rules of the language go, with templates as they are used, and makes no code.
+
+    Raises:
+        CompileError: with the compiler's log.
+    """
+    try:
+        compile_program(text, [*options, "-fsyntax-only"])
+    except CompileError as error:  # hiprtc misses the code
+        if not str(error).startswith(NO_CODE) or "error:" in str(error):
+            raise
 
 
 def _bytes_of(program: ctypes.c_void_p, what: str) -> bytes:
