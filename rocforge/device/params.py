@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -22,6 +23,8 @@ _SCALARS = {"i32": "int32", "u32": "uint32", "i64": "int64", "u64": "uint64", "f
 _TARGETS = {**_SCALARS, "u8": "uint8", "f16": "float16", "void": "void"}
 _FIELD = re.compile(r"(RF_NULLABLE\s+)?(?:const\s+)?(\w+)\b(.+)", re.S)
 _DECLARED = re.compile(r"\s*(\*?)\s*(\w+)\s*(?:\[(\d+)\])?\s*")
+_KEPT = 512
+"""Answers that are kept of each function: to search a source takes milliseconds, and it has many variants."""
 
 
 class Field(NamedTuple):
@@ -53,6 +56,7 @@ def dtype_of(fields: tuple[Field, ...]) -> np.dtype:
     return np.dtype([(field.name, field.dtype) for field in fields], align=True)
 
 
+@functools.lru_cache(_KEPT)
 def struct_fields(text: str, name: str) -> tuple[Field, ...]:
     """The fields of a struct of a source.
 
@@ -85,11 +89,13 @@ def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
             raise ValueError(f"struct {struct}: {declaration!r} is not a field of a supported type")
 
 
+@functools.lru_cache(_KEPT)
 def kernel_structs(text: str) -> dict[str, str]:
     """The kernels of a source that take one struct, by name without prefix, and its name."""
     return dict(re.findall(r"\brf_(\w+)\((\w+) \w+\)\s*\{", text))
 
 
+@functools.lru_cache(_KEPT)
 def assertions(text: str) -> str:
     """C++ static_asserts that the compiler's layout of a source's structs is that of `dtype_of`."""
     lines = []
