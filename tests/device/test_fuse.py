@@ -41,7 +41,8 @@ def logits_of(model):
 
 @pytest.mark.any_wave
 def test_every_module_is_called(model):
-    """Each module, replaced, observed and edited: it is called once, and what it gives is what goes on."""
+    """Each module, replaced, observed and edited: it is called once, and what it gives is what goes on; nothing of that
+    stays."""
     fused = logits_of(model)
     for path in modules_of(model):
         module, seen = dict(model.named_modules())[path], []
@@ -55,7 +56,7 @@ def test_every_module_is_called(model):
         replace(model, path, module)
         with model.edit({path: waves}):
             assert relative_error(logits_of(model), moved) < SAME, path
-        np.testing.assert_array_equal(logits_of(model), fused, err_msg=path)
+    np.testing.assert_array_equal(logits_of(model), fused)
 
 
 def generated(model, tokens=6):
