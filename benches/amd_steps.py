@@ -148,7 +148,7 @@ def _attention(shape: Shape, qtype: functools.partial, wave: int, tuned: tuning.
     projections = (Matrix(n, shape.dim, qtype(f"attn_{name}")) for name, n in (("q", heads), ("k", kv), ("v", kv)))
     yield _matvec(tuned, *projections)
     sizes = {"RF_ALONE": "1", "RF_BLOCK_SIZE": "32", "RF_GROUP": str(group), "RF_HEAD_DIM": str(shape.head_dim)}
-    threads = decode(tuned, shape.head_dim, group, wave, alone=True).threads
+    threads = decode(tuned, shape.head_dim, shape.head_dim, group, wave, alone=True).threads
     read = {"nbytes": 4 * kv * CONTEXT, "waits": 3}  # lengths and tables, then keys, then values
     yield Launch(
         "attention_decode", "attention.hip", tuple(sizes.items()), blocks=shape.kv_heads, threads=threads, **read

@@ -15,9 +15,6 @@ namespace rocforge {
 // variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2, MOST_DOWN_ROWS = 2 * DOWN_ROWS;  // of a group
 
-// Of cells that a lane has in flight: few blocks have a product, and nothing else hides what they wait for.
-const u32 AHEAD_NBYTES = 320;
-
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of
 // its token; where both are null, each pair has a matrix of its own.
 struct Chosen {
@@ -53,7 +50,7 @@ rf_experts_gated(ExpertsGatedParams p) {
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
     u64 token = (p.first + pair) / used;
-    gated_product<AHEAD_NBYTES>(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
+    gated_product<true>(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
 }
 
 // y (tokens, rows): residual plus the sum over a token's pairs of weight times (x @ w.T + bias). x has a row a

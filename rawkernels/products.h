@@ -292,15 +292,24 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
     } else if constexpr (ByRuns<F>::X && AHEAD_NBYTES >= 2 * N * sizeof(F)) {
         const u32 AHEAD = AHEAD_NBYTES >= 4 * N * sizeof(F) ? 4 : 2;
         accumulate_by_runs<F, N, AHEAD>(sum, row, x, cells, first, step, begin);
-    } else if constexpr (AHEAD_NBYTES >= 2 * N * sizeof(F)) {
-        if (first + step < cells) {
-            first = accumulate_ahead<F, N, 2>(sum, row, x, tokens, cells, first, step, begin);
-            return void(accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {}));
-        }
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }
+}
+// The same where few blocks have a product, so that nothing else hides what they wait for: a lane has two cells in
+// flight, if they take no more bytes than it has registers for.
+const u32 AHEAD_OF_FEW_NBYTES = 320;
+template <class F, u32 N, class Begin>
+RF_DEVICE void accumulate_of_few(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens,
+                                 u32 cells, u32 first, u32 step, Begin begin) {
+    if constexpr (sizeof(F) > 16 && 2 * N * sizeof(F) <= AHEAD_OF_FEW_NBYTES) {
+        if (first + step < cells) {
+            first = accumulate_ahead<F, N, 2>(sum, row, x, tokens, cells, first, step, begin);
+            accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
+            return;
+        }
+    }
+    accumulate<F, N>(sum, row, x, tokens, cells, first, step, begin);
 }
 
 template <u32 N>
@@ -386,8 +395,9 @@ RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<
 
 // activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to float32, or int8 for the product that follows. A group
 // takes the same rows of both matrices, and a block has whole runs of 32 rows, a scale each. Blocks past the last row
-// fill up the last cell with zeros. The results are written as those of tokens `to` and following.
-template <u32 AHEAD_NBYTES = 0>
+// fill up the last cell with zeros. The results are written as those of tokens `to` and following. OF_FEW: as in
+// accumulate_of_few.
+template <bool OF_FEW = false>
 RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 tokens, u32 cells,
                              const GatedOutput& out, u32 to = 0) {
     const u32 SIZE = RF_TOKENS * BLOCK_ROWS;
@@ -403,11 +413,15 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
         row[2 * p + 1] = row_of(m.up, u64(r) * RF_QTYPE::row_bytes(cells));
     }
     float sum[2 * GATED_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<RF_QTYPE, 2 * GATED_ROWS, AHEAD_NBYTES>(sum, row, x, tokens, cells, rank, GATED_LANES, [&] {
+    auto begin = [&] {
         load_grid<RF_QTYPE>(GATED_THREADS);
         wait_for_previous();
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
-    });
+    };
+    if constexpr (OF_FEW)
+        accumulate_of_few<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, begin);
+    else
+        accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, begin);
     reduce_group<2 * GATED_ROWS>(sum, GATED_LANES);
     RF_UNROLL
     for (u32 p = 0; p < GATED_ROWS; ++p) {

@@ -13,7 +13,7 @@ from rocforge.device.tuning import TABLE
 from rocforge.formats.blocks import QTYPES, block_elements, row_nbytes
 from rocforge.formats.planar import PLANAR
 from rocforge.ops.device import plan
-from rocforge.ops.device.plan import GatedPlan, NormPlan, OperandForm, Product
+from rocforge.ops.device.plan import MAX_MATRICES, GatedPlan, NormPlan, OperandForm, Product
 from rocforge.ops.device.weights import format_of
 from rocforge.quant import QuantizedArray
 
@@ -135,10 +135,10 @@ def test_launches(names, tokens, architecture):
         assert {plan.product_for(f, tokens, tuned) for f in members} == {run.product}
         assert run.form is plan.form_of(run.product, tokens)
         if run.product not in library:
-            assert len(members) <= 3 and len({f.kernel for f in members[:-1]} | {members[0].kernel}) == 1
+            assert len(members) <= MAX_MATRICES and len({f.kernel for f in members[:-1]} | {members[0].kernel}) == 1
     for run, following in itertools.pairwise(runs):
         one = {f.kernel for f in formats[run.start : run.stop]}
-        full = run.stop - run.start == 3 or len(one) > 1
+        full = run.stop - run.start == MAX_MATRICES or len(one) > 1
         assert run.product is not following.product or (run.product not in library and full)
 
 
