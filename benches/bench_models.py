@@ -15,7 +15,6 @@ import os
 from pathlib import Path
 
 import measure
-import numpy as np
 import pytest
 from history import note_rate
 from measure import cp
@@ -128,11 +127,6 @@ def test_load(benchmark, path, fp16_weights):
     )
 
 
-def new_prompt(model, tokens: int) -> list[int]:
-    """A new one each time: what the cache has seen is not computed again."""
-    return np.random.default_rng().integers(0, model.config.vocabulary, tokens).tolist()
-
-
 @pytest.mark.parametrize("tokens", [512, 2048])
 def test_prefill(benchmark, model, path, product_rate, tokens):
     """A prompt, to the first token; weights multiply from the float16 values that are kept of them."""
@@ -145,15 +139,11 @@ def test_prefill_from_blocks(benchmark, path, product_rate):
 
 
 def prefill(benchmark, model, path, product_rate, tokens: int, fp16_weights: bool) -> None:
+    from bench_steps import seconds_of_a_prompt
+
     before = bytes_in_use()
     with rf.Engine(model, cache_tokens=tokens + 64, max_batch_tokens=tokens) as engine:
-
-        def run():
-            engine.add(new_prompt(model, tokens), rf.SamplingParams(max_tokens=1, temperature=0))
-            while engine.busy:
-                engine.step()
-
-        benchmark.pedantic(run, rounds=7, warmup_rounds=2)
+        benchmark.pedantic(seconds_of_a_prompt, (engine, tokens), rounds=7, warmup_rounds=2)
         peak_bytes = bytes_taken() - before - engine.cache.nbytes
     rate = tokens / benchmark.stats["median"]
     note_rate(benchmark, f"prompt of {tokens:,} tokens{'' if fp16_weights else ', packed only'}", path.stem, rate)

@@ -65,7 +65,7 @@ def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int, g
 
 
 def seconds_of_a_prompt(engine: rf.Engine, tokens: int) -> float:
-    """Of one request alone, to its first token."""
+    """Of one request alone with a new prompt, of which the cache has seen nothing, to its first token."""
     prompt = np.random.default_rng().integers(0, engine.model.config.vocabulary, tokens).tolist()
     began = time.perf_counter()
     engine.add(prompt, rf.SamplingParams(max_tokens=1, temperature=0))

@@ -137,7 +137,7 @@ RF_DEVICE void add_normed(const AddNormedParams& p) {
     for (u32 which = 1; SEVERAL && which < nexts; ++which)
         for (u32 i = 4 * thread_x(); p.next[which].weight && i < n; i += 4 * THREADS)
             prefetch(p.next[which].weight + i);
-    float times = p.factor ? load_early(p.factor) : 1.0f;
+    float of_layer = p.factor ? load_early(p.factor) : 1.0f;
     wait_for_previous();
     Row x(p.x + start, n), y(p.y ? p.y + start : nullptr, n), other(second ? second + start : nullptr, n);
     auto factor_of = [&](float squared, float eps) { return fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps); };
@@ -170,7 +170,7 @@ RF_DEVICE void add_normed(const AddNormedParams& p) {
         } else if (p.y) {
             s = scaled(y.at(k, i), factor, weight.at(k, i), s);
         }
-        s = make_f32x4(s.x * times, s.y * times, s.z * times, s.w * times);
+        s = times(s, of_layer);
         if (k < KEPT) kept[k < KEPT ? k : 0] = s;
         if (p.sum) store4(p.sum + start, i, n, s);
         squared += squares(s);

@@ -52,7 +52,7 @@ struct Output {
 };
 
 RF_DEVICE float total(f32x4 v) { return v.x + v.y + v.z + v.w; }
-RF_DEVICE float squares(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+RF_DEVICE float squares(f32x4 v) { return dot(v, v); }
 // v * factor * w + b
 RF_DEVICE f32x4 scaled(f32x4 v, float factor, f32x4 w, f32x4 b) {
     return make_f32x4(v.x * factor * w.x + b.x, v.y * factor * w.y + b.y, v.z * factor * w.z + b.z,
