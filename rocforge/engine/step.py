@@ -127,7 +127,8 @@ class StepRunner:
         if self._cards is not None:
             self._cards.post("compile")
         self.compile(lambda missing: progress(f"compiling {missing} programs"))
-        for done, shape in enumerate(self.shapes):
+        # the largest first: graphs share their memory, and what one has taken serves all that need less
+        for done, shape in enumerate(sorted(self.shapes, key=lambda shape: shape.tokens, reverse=True)):
             progress(f"capturing steps: {done} of {len(self.shapes)}")
             for _ in range(2):
                 self._run(shape, [])
@@ -141,12 +142,13 @@ class StepRunner:
         """
         compilation = BackgroundCompilation()
         request = Request([0], SamplingParams(temperature=0, logprobs=1, seed=0))
-        with launches_recorded(compilation.add):
+        with self._recorder.memory(), launches_recorded(compilation.add):
             for shape in self.shapes:
                 ids, batch = self._inputs.batch(shape)
                 logits = self._model(ids, batch)
             self._sampler.launch(logits, [request], [0], [0])
         self._stream.synchronize()
+        self._recorder.free_unused()
         compilation.wait(progress)
 
     @property
