@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 import rocforge as rf
-from rocforge.engine.engine import StepStats
 from rocforge.engine.request import Constraint, Request
+from rocforge.engine.stats import StepStats
 from serving.client import TEMPERATURE
 from serving.figures import Trace, Window, figures
 from serving.load import Job, Load, Source

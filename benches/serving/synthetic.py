@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import rocforge as rf
-from rocforge.engine.engine import Embedding, Token
-from rocforge.engine.request import Constraint, Request, Status
+from rocforge.engine.embedder import Embedding
+from rocforge.engine.request import Constraint, Request, Status, Token
 from rocforge.server.run import serve
 
 NAP = 0.001

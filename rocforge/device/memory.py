@@ -1,11 +1,12 @@
-"""Out-of-memory errors of a device."""
+"""Memory of a device: what is reserved, and errors where it is out."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Iterator
 
-from rocforge.device.arrays import available_memory
+from rocforge.device.arrays import available_memory, on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.errors import OutOfMemoryError
 
@@ -32,6 +33,14 @@ def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
         failure = error.with_traceback(None)  # its frames keep arrays alive
     free = amount(available_memory(device))
     raise OutOfMemoryError(f"{purpose}: {failure} {device} has {free} free now") from failure
+
+
+def reserved_memory(device: str) -> int:
+    """Bytes that CuPy's default pool has allocated on a GPU; for "cpu" the peak RSS of the process."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with on_device(device):
+        return int(cupy_module().get_default_memory_pool().total_bytes())
 
 
 def amount(nbytes: int) -> str:

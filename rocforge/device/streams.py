@@ -141,6 +141,14 @@ class Stream:
             return Download(host, _IN_FLIGHT.keep(host))
 
 
+def stream_after_current(device: str) -> Stream:
+    """A new stream, once what this thread's current stream has queued on the device is done."""
+    if device != "cpu":
+        with on_device(device):
+            cupy_module().cuda.get_current_stream().synchronize()
+    return Stream(device)
+
+
 class Download:
     """A pending copy to the host, or pending writes of kernels there."""
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from rocforge.engine.engine import Embedding, Token
+from rocforge.engine.embedder import Embedding
 from rocforge.engine.reply import DeadlineError, StepError
-from rocforge.engine.request import Constraint, Request, Status
+from rocforge.engine.request import Constraint, Request, Status, Token
 from rocforge.errors import CardFailedError
 from rocforge.ops.sampling import Logprobs, SamplingParams
 

@@ -6,109 +6,29 @@ it. `with Engine(model) as engine` frees everything at the end, also after an er
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from rocforge.device.arrays import on_device
-from rocforge.device.libraries import cupy_module
-from rocforge.device.memory import out_of_memory_explained
-from rocforge.device.streams import Stream
-from rocforge.engine.breakers import breakers_of
-from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes, batch_tokens
+from rocforge.device.memory import out_of_memory_explained, reserved_memory
+from rocforge.device.streams import stream_after_current
+from rocforge.engine.admission import Admission
+from rocforge.engine.cache import EngineCache
+from rocforge.engine.capacity import MAX_REQUESTS
 from rocforge.engine.cards import Cards
+from rocforge.engine.embedder import Embedder, Embedding
+from rocforge.engine.host_step import HostRunner, HostStep
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
-from rocforge.engine.request import Constraint, Request, Status
-from rocforge.engine.sampler import SampledToken, sample_tokens
-from rocforge.engine.scheduler import ScheduledChunk, Scheduler
-from rocforge.engine.state import StateManager
+from rocforge.engine.request import Constraint, Request, Status, Token
+from rocforge.engine.sampler import SampledToken
+from rocforge.engine.scheduler import Scheduler
+from rocforge.engine.stats import StepStats
 from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
-from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
-from rocforge.nn.scoring import score_into, scores_of
-from rocforge.nn.state import blocks_for, kept_of, typed
-from rocforge.nn.transformer import Transformer, check_generates
-from rocforge.ops.mirostat import Mirostat
-from rocforge.ops.sampling import Logprobs, SamplingParams
-from rocforge.ops.state import BLOCK_SIZE
-
-
-class Token(NamedTuple):
-    """One token that a step gave a request.
-
-    Attributes:
-        request: whose it is.
-        id: its id.
-        logprobs: where the request asks for them.
-        finish_reason: None while the request goes on; "stop" at a token that ends it (which is `id`), "length" when
-            max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
-        error: what failed; `id` is -1 then.
-    """
-
-    request: Request
-    id: int
-    logprobs: Logprobs | None
-    finish_reason: str | None
-    error: Exception | None = None
-
-
-class Embedding(NamedTuple):
-    """Vectors of prompts, or of their tokens.
-
-    Attributes:
-        vectors: float32 NumPy array (prompts, dim), or (prompts, labels) of a model that ranks, or as `Engine.score`
-            has it; complete once the passes have ended.
-        passes: computes them; at most a pass of the model for each item.
-    """
-
-    vectors: np.ndarray
-    passes: Iterator[None]
-
-
-@dataclass(frozen=True)
-class HostStep:
-    """A step that has run on the CPU; as PendingStep."""
-
-    chunks: list[ScheduledChunk]
-    requests: list[Request]
-    sampled: list[SampledToken]
-    seconds: float
-
-    def tokens(self) -> list[SampledToken]:
-        """The token of each request."""
-        return self.sampled
-
-
-@dataclass
-class StepStats:
-    """What an engine's steps have taken so far.
-
-    Attributes:
-        steps: how many there were.
-        seconds: of all of them.
-        longest: seconds of the longest one.
-        waited: seconds that a GPU waited for the host between two steps, though there was work.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    longest: float = 0.0
-    waited: float = 0.0
-
-    def count(self, seconds: float, waited: float) -> None:
-        """Count a step."""
-        self.steps += 1
-        self.seconds += seconds
-        self.longest = max(self.longest, seconds)
-        self.waited += waited
+from rocforge.nn.transformer import Transformer
+from rocforge.ops.sampling import SamplingParams
 
 
 class Engine:
@@ -162,53 +82,33 @@ class Engine:
         if not isinstance(eog_token_ids, (Set, Sequence)):
             problem = "allowed are token ids, tokenizer.eog_token_ids"
             raise TypeError(f"eog_token_ids is of type {type(eog_token_ids).__name__}; {problem}")
-        given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
-        for name, size in given.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name} is {size}; allowed is 1 or more")
-        max_batch_tokens = max_batch_tokens or batch_tokens(model.device)
         if inter_token_ms is None:
             inter_token_ms = INTER_TOKEN_MS["cpu" if model.device == "cpu" else "gpu"]
         if not inter_token_ms > 0:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
-        states = typed(kept_of(model), cache_type_k, cache_type_v)
         self._cards: Cards | None = getattr(model, "cards", None)
-        count = 1 if self._cards is None else self._cards.group.size
-        sizes = CacheSizes(states.values(), model.device, max_batch_tokens, count)
-        types, rooms = (cache_type_k, cache_type_v), [sizes.room(cache_tokens, model.config.context, max_requests)]
-        if self._cards is not None:
-            rooms += self._cards.ask("room", types, cache_tokens, max_batch_tokens, max_requests)
-        cache_tokens, sequences = map(min, zip(*rooms, strict=True))
-        self.cache_tokens, self.limit = blocks_for(cache_tokens) * BLOCK_SIZE, model.config.context
-        if states:
-            self.limit = min(self.limit, self.cache_tokens)
-        self._pacer = Pacer(max_batch_tokens, inter_token_ms / 1e3)
-        if model.device != "cpu":
-            with on_device(model.device):
-                cupy_module().cuda.get_current_stream().synchronize()  # the weights may have come by it
-        self._stream = Stream(model.device)
-        self._runner: StepRunner | None = None
+        self._stream = stream_after_current(model.device)  # by which the weights may have come
+        self._runner: StepRunner | HostRunner | None = None
         self._pending: PendingStep | None = None
         self._previous: PendingStep | None = None
         self._starved = False
         self._reach: list[Any] | None = None
         self.stats = StepStats()
-        self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
-            blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
-            self.cache = cache = KVCache(states, blocks, slots=slots, device=model.device)
-            paged = (group.state for group in cache.paged)
-            state = StateManager(paged, blocks, slots, self._copy_slot, sequences=max_requests)
-            step = None
-            if model.device != "cpu" and model.generates:
-                step = max_batch_tokens, max_requests, blocks_for(self.limit)
-            if self._cards is not None:
-                self._cards.open(cache, types, blocks, slots, step)
-            if step:
-                self._runner = StepRunner(self._stream, model, cache, *step)
-            step_sizes = self._runner.sizes if self._runner else []
-            self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
+            self._cache = cache = EngineCache(
+                model, (cache_type_k, cache_type_v), cache_tokens, max_batch_tokens, max_requests
+            )
+            if cache.step:
+                self._runner = StepRunner(self._stream, model, cache.opened(), *cache.step)
+            elif model.device == "cpu":
+                self._runner = HostRunner(model, cache.opened())
+            step_sizes = self._runner.sizes if self._runner else ()
+            self.scheduler = Scheduler(cache.state, cache.max_batch_tokens, max_requests, step_sizes)
+        self._pacer = Pacer(cache.max_batch_tokens, inter_token_ms / 1e3)
+        self.cache_tokens, self.limit = cache.tokens, cache.limit
+        self._admission = Admission(model, self.limit, self.eog_token_ids)
+        self._embedder = Embedder(model, self._stream, self._admission)
 
     def __repr__(self) -> str:
         size = f"requests={len(self.scheduler)}, limit={self.limit}" if self.cache else "closed"
@@ -231,14 +131,8 @@ class Engine:
         try:
             self.cancel_all()
         finally:
-            if self._cards is not None and self._cards.cache is self.cache is not None:
-                self._cards.close_cache()
-            self.cache, self._runner = None, None
-
-    def _copy_slot(self, source: int, target: int) -> None:
-        if self._cards is not None:
-            self._cards.post("copy_slot", source, target)
-        self._open_cache().copy_slot(source, target)
+            self._cache.close()
+            self._runner = None
 
     def _together(self) -> AbstractContextManager[None]:
         """For a step: an error ends the other cards, if there are any."""
@@ -262,9 +156,12 @@ class Engine:
     @property
     def cache_blocks(self) -> tuple[int, int]:
         """KV cache blocks of all groups of layers: how many there are, and how many are in use."""
-        pools = [group.pool for group in self.scheduler.state.groups]
-        blocks = sum(pool.blocks for pool in pools)
-        return blocks, blocks - sum(pool.free for pool in pools)
+        return self._cache.blocks
+
+    @property
+    def cache(self) -> KVCache | None:
+        """This card's arrays; None once the engine is closed."""
+        return self._cache.arrays
 
     def add(
         self, prompt: Sequence[int], params: SamplingParams | None = None, constraint: Constraint | None = None
@@ -285,21 +182,10 @@ class Engine:
         >>> request.status.value, engine
         ('waiting', Engine(llama on cpu, requests=1, limit=1024))
         """
-        self._open_cache()
-        prompt, params = [int(token) for token in prompt], params or SamplingParams()
-        self.check(prompt, params)
-        longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
-        lora = None if params.lora is None else self.model.adapters.placed(params.lora)
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eog_token_ids)
-        mirostat = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta) if params.mirostat else None
-        request = Request(prompt, params, constraint, longest, ends, lora, breakers_of(params), mirostat)
+        self._cache.opened()
+        request = self._admission.request(prompt, params or SamplingParams(), constraint)
         self.scheduler.add(request)
         return request
-
-    def _open_cache(self) -> KVCache:
-        if self.cache is None:
-            raise RuntimeError("the engine is closed")
-        return self.cache
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Whether a request can be served at all; any thread may ask.
@@ -314,25 +200,7 @@ class Engine:
         ...     print(error)
         the prompt is empty
         """
-        check_generates(self.model)
-        self._check_ids(prompt, replies=True)
-        vocabulary = self.model.config.vocabulary
-        if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
-            raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
-        if params.stop_token_ids and not 0 <= min(params.stop_token_ids) <= max(params.stop_token_ids) < vocabulary:
-            raise ValueError(f"stop_token_ids has a token id outside 0 to {vocabulary - 1}")
-        if params.lora is not None:
-            self.model.adapters.placed(params.lora)
-
-    def _check_ids(self, prompt: Sequence[int], replies: bool = False) -> None:
-        vocabulary = self.model.config.vocabulary
-        if not prompt:
-            raise ValueError("the prompt is empty")
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise ValueError(f"the prompt has a token id outside 0 to {vocabulary - 1}")
-        if len(prompt) + replies > self.limit:
-            reply = " with the reply" if replies else ""
-            raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit}{reply}")
+        self._admission.check(prompt, params)
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Embedding:
         """Vectors of prompts, pooled as the model's file says and normalized, or the scores of a model that ranks; as
@@ -350,10 +218,7 @@ class Engine:
         >>> vectors.shape
         (2, 512)
         """
-        self._check_prompts(prompts, lora)
-        vectors = empty(self.model, len(prompts), self.pooling)
-        passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, batch_tokens(self.device))
-        return Embedding(vectors, self._on_stream(passes))
+        return self._embedder.embed(prompts, lora)
 
     def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None = None) -> Embedding:
         """The log-probability of each token of prompts but the first, and the ids and log-probabilities of the `top`
@@ -368,31 +233,12 @@ class Engine:
         >>> scores.shape
         (3, 5)
         """
-        check_generates(self.model)
-        self._check_prompts(prompts, lora)
-        scores = scores_of(prompts, top)
-        passes = score_into(scores, self.model, prompts, top, lora, batch_tokens(self.device))
-        return Embedding(scores, self._on_stream(passes))
+        return self._embedder.score(prompts, top, lora)
 
     @property
     def pooling(self) -> str:
         """What `embed` makes of a prompt's hidden states, as `rf.embed` names it."""
-        return pooling_of(self.model)
-
-    def _check_prompts(self, prompts: Sequence[Sequence[int]], lora: str | None) -> None:
-        if self._cards is not None:
-            raise ValueError("embeddings and scores are of a model on one card; this one is on several")
-        for prompt in prompts:
-            self._check_ids(prompt)
-        if lora is not None:
-            self.model.adapters.placed(lora)
-
-    def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
-        while True:
-            with self._stream, out_of_memory_explained(self.model.device, "pass"):
-                if next(passes, self) is self:
-                    return
-            yield
+        return self._embedder.pooling
 
     def cancel(self, request: Request) -> None:
         """End a request now and free its cache blocks; no effect once it has ended.
@@ -424,11 +270,7 @@ class Engine:
     @property
     def memory_reserved(self) -> int:
         """Bytes that CuPy's pools have allocated on the engine's GPU; on a CPU the peak RSS of the process."""
-        if self.model.device == "cpu":
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        with on_device(self.model.device):
-            reserved = int(cupy_module().get_default_memory_pool().total_bytes())
-            return reserved + (self._runner.memory_reserved if self._runner else 0)
+        return reserved_memory(self.model.device) + (self._runner.memory_reserved if self._runner else 0)
 
     def prepare(self, progress: Callable[[str], Any] = lambda doing: None) -> None:
         """Compile and capture what any step can need, so that no request waits for it; nothing to do on a CPU.
@@ -522,27 +364,13 @@ class Engine:
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:
                 return None
-            step = self._runner.launch(chunks) if self._runner else self._run_on_host(chunks)
+            assert self._runner is not None  # a model that only embeds has no requests
+            step = self._runner.launch(chunks)
             for chunk in chunks:
                 self.scheduler.advance(chunk)
             if sample and isinstance(step, PendingStep):
                 step.sample()
         return step
-
-    def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
-        start = time.perf_counter()
-        parts = [
-            Chunk(chunk.start, chunk.tokens, state.tables, chunk.needs_logits, state.slot, chunk.request.lora)
-            for chunk in chunks
-            for state in (chunk.request.state,)
-        ]
-        ids = np.concatenate([chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]).astype(np.int32)
-        if self._cards is not None:
-            self._cards.post("run", ids, parts)
-        logits = self.model(ids, Batch.of(self._open_cache(), parts))
-        requests = [chunk.request for chunk in chunks if chunk.needs_logits]
-        sampled = sample_tokens(logits, requests)
-        return HostStep(chunks, requests, sampled, time.perf_counter() - start)
 
     def _free_unused_memory(self) -> None:
         """Drop the graphs with their memory, and preempt all requests: a failed step leaves their state undefined.
@@ -564,11 +392,6 @@ class Engine:
             self.scheduler.finish(request)
             return Token(request, -1, None, "error", sampled.error)
         self.scheduler.accepted(request, sampled.token)
-        reason = None
-        if sampled.token in request.ends:
-            reason = "stop"
-        elif request.known >= request.max_length:
-            reason = "length"
-        if reason:
+        if reason := request.reason_to_finish:
             self.scheduler.finish(request)
         return Token(request, sampled.token, sampled.logprobs, reason)

@@ -1,4 +1,4 @@
-"""Request: a prompt being continued."""
+"""Request: a prompt being continued, and the tokens that it gets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from rocforge.engine.state import SequenceState
 from rocforge.nn.low_rank import PlacedLoRA
 from rocforge.ops.dry import WINDOW, Breakers, dry_penalties
 from rocforge.ops.mirostat import Mirostat
-from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.sampling import Logprobs, SamplingParams
 
 
 class Status(enum.Enum):
@@ -111,7 +111,33 @@ class Request:
         """Whether its last token is known or pending, so that no further step is of use."""
         return self.length >= self.max_length
 
+    @property
+    def reason_to_finish(self) -> str | None:
+        """Of its last known token, as in `Token`; None where it goes on."""
+        if self.output and self.output[-1] in self.ends:
+            return "stop"
+        return "length" if self.known >= self.max_length else None
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions start to stop, as far as they are known."""
         split = len(self.prompt)
         return self.prompt[start:stop] + self.output[max(0, start - split) : max(0, stop - split)]
+
+
+class Token(NamedTuple):
+    """One token that a step gave a request.
+
+    Attributes:
+        request: whose it is.
+        id: its id.
+        logprobs: where the request asks for them.
+        finish_reason: None while the request goes on; "stop" at a token that ends it (which is `id`), "length" when
+            max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
+        error: what failed; `id` is -1 then.
+    """
+
+    request: Request
+    id: int
+    logprobs: Logprobs | None
+    finish_reason: str | None
+    error: Exception | None = None

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from rocforge import html
 from rocforge.engine.breakers import with_breakers
-from rocforge.engine.engine import Engine, Token
-from rocforge.engine.request import Request
+from rocforge.engine.engine import Engine
+from rocforge.engine.request import Request, Token
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.text.stream import TextStream
 from rocforge.text.tokenizer import Tokenizer

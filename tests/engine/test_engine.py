@@ -7,7 +7,8 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge.engine.engine import Engine, HostStep
+from rocforge.engine.engine import Engine
+from rocforge.engine.host_step import HostStep
 from rocforge.engine.pacing import INTER_TOKEN_MS
 from rocforge.engine.request import Status
 from rocforge.engine.sampler import SampledToken
@@ -136,14 +137,14 @@ def long_model(tmp_path_factory):
 
 def count_tokens(engine):
     """Note how many tokens each step runs, by request."""
-    counts, run = {}, engine._run_on_host
+    counts, run = {}, engine._runner.launch
 
     def counting(work):
         for item in work:
             counts[item.request] = counts.get(item.request, 0) + item.tokens
         return run(work)
 
-    engine._run_on_host = counting
+    engine._runner.launch = counting
     return counts
 
 
@@ -217,7 +218,7 @@ def test_decoding_keeps_its_pace_beside_a_long_prompt(long_model, target):
             requests = [item.request for item in work if item.needs_logits]
             return HostStep(work, requests, [SampledToken(5)] * len(requests), seconds[-1])
 
-        engine._run_on_host = timed
+        engine._runner.launch = timed
         params = SamplingParams(max_tokens=900, temperature=0, ignore_eos=True)
         writers = [engine.add([i], params) for i in range(4)]
         for _ in range(20):
@@ -253,15 +254,15 @@ def test_a_failing_constraint_ends_its_request_alone(model):
 def test_after_a_failing_step(model):
     """`cancel_all` gives everything back, and the engine goes on."""
     with Engine(model) as engine:
-        run = engine._run_on_host
-        engine._run_on_host = lambda work: 1 / 0
+        run = engine._runner.launch
+        engine._runner.launch = lambda work: 1 / 0
         engine.add([1, 2, 3])
         engine.add(list(range(100)))
         with pytest.raises(ZeroDivisionError):
             engine.step()
         engine.cancel_all()
         assert not engine.busy and engine.scheduler.state.idle
-        engine._run_on_host = run
+        engine._runner.launch = run
         engine.add([1, 2, 3], SamplingParams(max_tokens=2))
         assert len(finish(engine)) == 2
 

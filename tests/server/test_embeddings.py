@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rocforge as rf
-from rocforge.engine.engine import Embedding, Engine
+from rocforge.engine.embedder import Embedder, Embedding
+from rocforge.engine.engine import Engine
 
 pytestmark = pytest.mark.slow
 TEXTS = ["def f(x):", "a" * 700, "import os"]
@@ -86,7 +87,7 @@ def test_a_client_that_leaves(server, monkeypatch):
 
 def test_a_pass_that_fails(server, monkeypatch):
     """It fails its request alone."""
-    monkeypatch.setattr(Engine, "_on_stream", lambda engine, passes: (1 / 0 for _ in range(1)))
+    monkeypatch.setattr(Embedder, "_run", lambda embedder, passes: (1 / 0 for _ in range(1)))
     answer = server.post("/v1/embeddings", json={"model": "small", "input": "a"})
     assert answer.status_code == 500
     monkeypatch.undo()
