@@ -34,10 +34,9 @@ def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
     Raises:
         DeviceError: wanted is True, and they do not fit.
     """
-    matrices = list(_matrices(model))
+    with on_device(model.device):
+        matrices, pays = list(_matrices(model)), tuning.current().fp16_copies
     if wanted is None:
-        with on_device(model.device):
-            pays = tuning.current().fp16_copies
         matrices = [matrix for matrix in matrices if pays or not matrix.planar]
         cache = CacheSizes(kept_of(model).values(), model.device).nbytes(model.config.context)
         free = available_memory(model.device) - cache
@@ -59,8 +58,10 @@ def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
 
 
 def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
-    """The matrices of GEMMs: not embeddings, unless they are tied to the output."""
+    """The matrices of GEMMs: not embeddings, unless they are tied to the output, nor experts."""
     embeddings = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Embedding)}
+    joined = {id(weight) for expert in model.fused.joined for _, weight in expert.named_parameters()}
     for path, weight in model.named_parameters():
-        if path not in embeddings and isinstance(weight, QuantizedArray) and weight.ndim == 2:
+        others = path not in embeddings and id(weight) not in joined
+        if others and isinstance(weight, QuantizedArray) and weight.ndim == 2:
             yield weight

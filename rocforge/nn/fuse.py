@@ -103,6 +103,7 @@ class Fused:
         tables: as given.
         frequencies: the rotary embeddings of the attention layers, each once.
         shows_patterns: whether somebody looks at attention patterns, or changes one.
+        joined: the shared experts that are multiplied as the last of the others.
     """
 
     def __init__(self, blocks: Sequence[Module], norm: Module, output: Module, tables: Tables):
@@ -123,6 +124,8 @@ class Fused:
         ropes = [getattr(module, "rope", None) for module in below]
         self.frequencies = list({id(rope): rope for rope in ropes if rope is not None}.values())
         self.shows_patterns = any(isinstance(module, Attention) and module.shows_pattern for module in below)
+        moes = [step for step in self._steps if isinstance(step, MoEStep)]
+        self.joined = [step.shared for step in moes if step.shared is not None and step.joined is not None]
         norms = [step.norm_in for step in self._steps[1:]]
         self._following = [*norms, self.norm_in]
 

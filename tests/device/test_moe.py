@@ -290,23 +290,26 @@ def test_mixture_with_one_that_every_token_takes(rng, tokens, gated, sigmoid):
     assert relative_error((y - x).get(), (expected - x).get()) < 1e-4
 
 
+class HybridFile(dict):
+    """Qwen 3.6 of experts with two narrow layers and few experts, each layer's shared one of random values."""
+
+    def __init__(self, rng, **keys):
+        whole = PUBLISHED["qwen3.6-35b-a3b"]
+        few = {"block_count": 2, "expert_count": 8, "embedding_length": 256, "ssm.inner_size": 256}
+        heads = {"ssm.time_step_rank": 2, "ssm.group_count": 1}
+        short = whole._replace(keys={**whole.keys, **few, **heads, **keys}, vocabulary=300)
+        super().__init__(short.random_tensors("Q8_0"))
+        shared = {name: weight.shape for name, weight in self.items() if "shexp" in name and weight.ndim > 1}
+        self.update((name, random_weight(rng, "Q8_0", shape)) for name, shape in shared.items())
+        self.metadata = short.metadata(64)
+
+
 @pytest.mark.any_wave
-def test_shared_expert_behind_the_others():
+def test_shared_expert_behind_the_others(rng):
     """Loaded, a shared expert as large as the others is one of them, and the model gives what it does on the CPU; with
     weights of its own, which lie elsewhere, it is apart, and the same comes out."""
-    whole = PUBLISHED["qwen3.6-35b-a3b"]
-    few = {"block_count": 2, "expert_count": 8, "embedding_length": 256, "ssm.time_step_rank": 2, "ssm.group_count": 1}
-    short = whole._replace(keys={**whole.keys, **few, "ssm.inner_size": 256}, vocabulary=300)
-    weights = dict(short.random_tensors("Q8_0"))
-    rng = np.random.default_rng(0)
-    weights |= {
-        name: random_weight(rng, "Q8_0", w.shape) for name, w in weights.items() if "shexp" in name and w.ndim > 1
-    }
-
-    class File(dict):
-        metadata = short.metadata(64)
-
-    cpu, gpu = (load_model(File(weights), device) for device in ("cpu", "gpu"))
+    file = HybridFile(rng)
+    cpu, gpu = (load_model(file, device) for device in ("cpu", "gpu"))
     steps = [step for step in gpu.fused._steps if hasattr(step, "joined")]
     assert len(steps) == 2 and all(step.joined is not None for step in steps)
     tokens = rng.integers(0, 300, 20)
@@ -319,6 +322,19 @@ def test_shared_expert_behind_the_others():
         )
     assert all(step.joined is None for step in gpu.fused._steps if hasattr(step, "joined"))
     assert relative_error(gpu(tokens).get(), logits) < 1e-3
+
+
+@pytest.mark.any_wave
+@pytest.mark.parametrize("ffn", [512, 256])
+def test_fp16_copies_beside_experts(rng, ffn):
+    """All matrices but the embeddings keep one, those of a shared expert where it is not one of the others: of these
+    nothing would read it."""
+    model = load_model(HybridFile(rng, expert_shared_feed_forward_length=ffn), "gpu", fp16_weights=True)
+    own = {path: weight for path, weight in model.named_parameters() if path != "token_embd.weight"}
+    packed = {path for path, weight in own.items() if isinstance(weight, QuantizedArray) and weight.ndim == 2}
+    joined = {path for path in packed if "shexp" in path} if ffn == 512 else set()
+    assert len(model.fused.joined) == (2 if joined else 0) and len([path for path in packed if "shexp" in path]) == 6
+    assert {path for path in packed if own[path].fp16 is not None} == packed - joined
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 20])
