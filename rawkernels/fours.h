@@ -4,7 +4,11 @@
 
 namespace rocforge {
 
-// Four elements of a row of n from i on; those past its end are zero, and are not written.
+// Four elements of a row of n, a multiple of 4, from i on; those past its end are zero.
+RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
+    return i < n ? load<f32x4>(row + i) : make_f32x4(0, 0, 0, 0);
+}
+// Of a row of any n, in more code; those past its end are zero, and are not written.
 RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
     if (n % 4 == 0 && i < n) return load<f32x4>(row + i);
     return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,

@@ -27,11 +27,6 @@ rf_route(RouteParams p) {
 const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE;
 const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
 
-// Four elements of a row of n, a multiple of 4, from i on; those past its end are zero.
-RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
-    return i < n ? load<f32x4>(row + i) : make_f32x4(0, 0, 0, 0);
-}
-
 // The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
 // logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple
 // of 4. Without a weight, logits of x itself, and nothing else.
@@ -88,7 +83,7 @@ rf_router(RouterParams p) {
                 if (k >= count) break;
                 f32x4 v = four_of(x + u64(k) * p.n, base + i, p.n);
                 squares[k] += dot(v, v);
-                *reinterpret_cast<f32x4*>(shared.x[k] + i) = make_f32x4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+                *reinterpret_cast<f32x4*>(shared.x[k] + i) = product(v, w);
             }
         }
         barrier();
@@ -110,8 +105,7 @@ rf_router(RouterParams p) {
         for (u32 i = own * 4 * RF_WAVE; p.weight && i < p.cells * CELL; i += waves * 4 * RF_WAVE) {
             u32 at = i + 4 * lane();
             f32x4 v = four_of(x + u64(k) * p.n, at, p.n), w = four_of(p.weight, at, p.n);
-            out.store(token + k, at,
-                      make_f32x4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w));
+            out.store(token + k, at, product(times(v, factor), w));
         }
     }
 }
