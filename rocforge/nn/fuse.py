@@ -23,7 +23,6 @@ from rocforge.nn.fuse_steps import (
     AttentionStep,
     CalledStep,
     CalledWhole,
-    DeltaNetStep,
     MixerStep,
     MLPStep,
     Step,
@@ -52,7 +51,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     if is_plain(mixer, Attention):
         return AttentionStep(mixer, pre, post, tables)
     if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):
-        return DeltaNetStep(mixer, pre, post, mixer.ssm_out, tables)
+        return MixerStep(mixer, pre, post, mixer.ssm_out, tables)
     if is_plain(mixer, LatentAttention) or is_plain(mixer, KimiDeltaNet):
         return MixerStep(mixer, pre, post, mixer.attn_output, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):

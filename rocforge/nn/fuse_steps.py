@@ -206,16 +206,8 @@ class AttentionStep(ProjectedStep):
 
 
 class MixerStep(ProjectedStep):
-    """The products of one x are of one launch, where they can be; between them and the last one the mixer `mix`es."""
-
-    stateful = True
-
-    def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
-        return self.finish(stream.x, self.mixer.mix(self.project(stream), batch), following)
-
-
-class DeltaNetStep(ProjectedStep):
-    """What is between the products is one op, that writes what the last product takes."""
+    """The products of one x are of one launch, where they can be; between them and the last one the mixer `mix`es, as
+    one op perhaps, that writes what the last one takes."""
 
     stateful = True
 

@@ -64,8 +64,9 @@ class KimiDeltaNet(Module):
     def forward(self, x: Any, batch: Batch) -> Any:
         return self.attn_output(self.mix([layer(x) for layer in self.projections], batch))
 
-    def mix(self, projected: list[Any], batch: Batch) -> Any:
-        """What the output product takes, (tokens, heads * head_dim), of what the projections give."""
+    def mix(self, projected: list[Any], batch: Batch, consumer: Any = None) -> Any:
+        """What the output product takes, (tokens, heads * head_dim), of what the projections give: floats for any
+        consumer."""
         *qkv, forgets, gate, beta = projected
         state = batch.state_of(self)
         joined = get_array_module(beta).empty((len(beta), 3 * self.inner), np.float32)

@@ -89,8 +89,9 @@ class LatentAttention(Module):
     def forward(self, x: Any, batch: Batch) -> Any:
         return self.attn_output(self.mix([layer(x) for layer in self.projections], batch))
 
-    def mix(self, projected: list[Any], batch: Batch) -> Any:
-        """What the output product takes, (tokens, heads * value_dim), of what the projections give."""
+    def mix(self, projected: list[Any], batch: Batch, consumer: Any = None) -> Any:
+        """What the output product takes, (tokens, heads * value_dim), of what the projections give: floats for any
+        consumer."""
         q, rows = projected
         if self.query_rank is not None:
             q = self.attn_q_b(self.attn_q_a_norm(q))

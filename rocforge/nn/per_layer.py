@@ -64,8 +64,8 @@ class PerLayerInput(Module):
     def forward(self, x: Any, batch: Batch) -> Any:
         return self.post_norm(self.proj(self.mix([layer(x) for layer in self.projections], batch)))
 
-    def mix(self, projected: list[Any], batch: Batch) -> Any:
-        """What proj takes, of what the projections give."""
+    def mix(self, projected: list[Any], batch: Batch, consumer: Any = None) -> Any:
+        """What proj takes, of what the projections give: floats for any consumer."""
         (gate,) = projected
         return geglu(gate, batch.layer_inputs[:, self.layer])
 
