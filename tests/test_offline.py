@@ -1,4 +1,5 @@
-"""Every kernel compiles with AMD's hiprtc for the supported cards, to the machine code that was meant; and with nvcc.
+"""Every kernel compiles with AMD's hiprtc for the supported cards, to the machine code that was meant; and with
+NVIDIA's NVRTC.
 
 A plain run compiles each variant of each source for one target, in turn, of eight that stand for all sets of
 instructions, and each source for all eight. All variants for all targets, as they are compiled each night, are twelve
@@ -12,10 +13,10 @@ times as many:
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import nvidia_compiler
 import offline
 import pytest
 from offline import (
@@ -26,6 +27,7 @@ from offline import (
     code_objects,
     compilation,
     needs_amd_compiler,
+    needs_nvrtc,
     targets,
     variants,
 )
@@ -36,8 +38,13 @@ from rocforge.formats.planar import PLANAR
 
 pytestmark = pytest.mark.slow
 
-NVIDIA = ("sm_75", "sm_90")
+NVIDIA = ("compute_75", "compute_90")
 """The oldest generation that is supported, and the first whose launches overlap."""
+PTXAS = ("attention.hip", "attention_prefill.hip", "experts.hip", "matvec.hip", "peers.hip", "wide.hip")
+"""Sources of which a plain run makes machine code for Hopper: between them they have most instructions written as PTX,
+which ptxas alone reads."""
+STACK_LIMIT = 128
+"""Bytes of a thread's stack on Hopper: a few registers that are spilled, but no array."""
 EVERY_FORMAT = ("matvec.hip", "repack.hip")
 """Sources of which NVIDIA's compiler sees every format: between them, all of a format's code."""
 LDS_LIMIT = 64 << 10
@@ -77,7 +84,7 @@ def nvidia_cases() -> list[Any]:
         (source, defines, target)
         for source in SOURCES
         for target in NVIDIA
-        if is_for(source, target)
+        if is_for(source, target.replace("compute", "sm"))
         for defines in _nvidia_variants(source, target)
     )
 
@@ -92,7 +99,7 @@ def _nvidia_variants(source: str, target: str) -> list[offline.Defines]:
 def compiled_ahead(request):
     """Compiles on all processors what the chosen tests will ask for."""
     for item in request.session.items:
-        if item.path == request.path and not skipped(item):
+        if item.path == request.path and hasattr(item, "callspec") and not skipped(item):
             compilation(*(item.callspec.params[name] for name in ("source", "defines", "target")))
     yield
     offline.stop()
@@ -102,27 +109,50 @@ def skipped(item: pytest.Item) -> bool:
     return any(mark.args[0] for mark in item.iter_markers("skipif"))
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@needs_nvrtc
 @pytest.mark.parametrize(("source", "defines", "target"), nvidia_cases())
 def test_compiles_for_nvidia(source, defines, target):
     """It compiles, and what begins early waits.
 
     A float16 comes in a word: in a register of 16 bits, ptxas makes an integer of its value where a byte is stored.
     """
-    text = compilation(source, defines, target).result()
+    text = compilation(source, defines, target).result().ptx
     assert "cvt.rn.f16.f32 %" not in text.replace("\t", " ")
-    assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "sm_90")
+    assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "compute_90")
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@needs_nvrtc
 @pytest.mark.parametrize(
     ("source", "defines", "target"),
-    [case for case in nvidia_cases() if case.values[0] == "attention_prefill.hip" and case.values[2] == "sm_90"],
+    [case for case in nvidia_cases() if case.values[0] == "attention_prefill.hip" and case.values[2] == "compute_90"],
 )
 def test_prompts_on_warpgroups(source, defines, target):
     """Hopper multiplies heads of whole 64s by warpgroups, all others by waves."""
-    text, wide = compilation(source, defines, target).result(), int(dict(defines)["RF_HEAD_DIM"]) % 64 == 0
+    text, wide = compilation(source, defines, target).result().ptx, int(dict(defines)["RF_HEAD_DIM"]) % 64 == 0
     assert ("wgmma.mma_async" in text) == wide and ("mma.sync" in text) != wide
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("source", "defines", "target"),
+    [
+        pytest.param(source, defines, target.replace("compute", "sm"), id=case.id.replace("compute", "sm"))
+        for case in nvidia_cases()
+        for source, defines, target in [case.values]
+        if offline.EVERY_TARGET or (source in PTXAS and target == NVIDIA[-1] and defines == variants(source)[0])
+    ],
+)
+def test_machine_code_for_nvidia(source, defines, target):
+    """NVRTC makes it as on a card, and ptxas takes all that is written as PTX; on Hopper no array lies in memory."""
+    frames = re.findall(r"(\d+) bytes stack frame", compilation(source, defines, target).result().log)
+    assert frames and (target != "sm_90" or max(map(int, frames)) <= STACK_LIMIT)
+
+
+@needs_nvrtc
+def test_nvrtc_refuses():
+    """What does not compile for NVIDIA is an error, that says where."""
+    with pytest.raises(nvidia_compiler.CompileError, match=r'program.hip\(2\): error: identifier "nothing"'):
+        nvidia_compiler.compile_program("__global__ void f(int* x) {\n*x = nothing; }", ["-arch=compute_90"])
 
 
 def within_limits(kernel: code_objects.Kernel) -> bool:

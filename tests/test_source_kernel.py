@@ -1,11 +1,9 @@
 """What rf.Kernel reads of a source, which needs no device."""
 
 import doctest
-import shutil
-import subprocess
 
 import pytest
-from offline import amd_compiler, card_with, code_objects, needs_amd_compiler
+from offline import amd_compiler, card_with, code_objects, needs_amd_compiler, needs_nvrtc, nvidia_compiler
 
 import rocforge as rf
 from rocforge.device.compiler import options
@@ -59,22 +57,8 @@ def test_the_example_compiles_for_amd(target, qtype):
     assert not log and not kernel.spills + kernel.scratch
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@needs_nvrtc
 def test_the_example_compiles_for_nvidia():
-    """By nvcc."""
-    command = [
-        "nvcc",
-        "-x",
-        "cu",
-        "-arch=sm_90a",
-        "-ptx",
-        "-std=c++17",
-        "-DRF_WAVE=32",
-        "-Xcicc",
-        "-O0",
-        "-o",
-        "-",
-        "-",
-    ]
-    done = subprocess.run(command, check=True, input=program("Q4_K"), capture_output=True, text=True)
-    assert ".entry row_products" in done.stdout
+    """By NVRTC."""
+    code = nvidia_compiler.compile_program(program("Q4_K"), options(card_with("sm_90"), "compute_90a"))
+    assert ".entry row_products" in code.ptx

@@ -20,9 +20,14 @@ Compile = Callable[[str, tuple[str, ...], str], bytes]
 """(program, options, kind of code) -> code: `compile_program`, here or in another process."""
 
 
-def options(card: Card) -> tuple[str, ...]:
-    """The options of hiprtc or NVRTC for a card; the same for all programs, whose macros are part of the text."""
-    target = f"--offload-arch={card.arch}" if card.is_amd else f"--gpu-architecture={_nvidia_arch(card.arch)}"
+def options(card: Card, nvidia_arch: str | None = None) -> tuple[str, ...]:
+    """The options of hiprtc or NVRTC for a card; the same for all programs, whose macros are part of the text.
+
+    Args:
+        nvidia_arch: of NVRTC; None: the card's, or the newest that CuPy's NVRTC knows.
+    """
+    arch = card.arch if card.is_amd else nvidia_arch or _nvidia_arch(card.arch)
+    target = f"--offload-arch={arch}" if card.is_amd else f"--gpu-architecture={arch}"
     return ("-std=c++17", f"-DRF_WAVE={card.wave}", target, *(() if card.is_amd else ("-ftz=true",)))
 
 
