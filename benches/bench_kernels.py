@@ -1,4 +1,4 @@
-"""Times the kernels around the weights on the GPU: norms, rope, attention, experts, sampling.
+"""Times the kernels around the weights on the GPU: norms, rope, attention, experts, recurrent layers, sampling.
 
     pytest benches/bench_kernels.py --benchmark-enable -s [-k attention] [--benchmark-json=kernels.json]
 
@@ -10,6 +10,7 @@ are printed as they come, and are the extra_info of their suite's record.
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 from typing import Any
 
@@ -23,17 +24,20 @@ from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.formats.kv_cache import CACHE_TYPES
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.state import PagedKV
+from rocforge.nn.latent_attention import LatentAttention
+from rocforge.nn.state import PagedKV, Recurrent
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.operands import as_operand
 from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.sampling import Sampler, logprobs_device
-from rocforge.ops.moe import ExpertMatrices, Matrices, experts, group_by_expert, route
+from rocforge.ops.moe import experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm
+from rocforge.ops.recurrent import gated_delta_net, gated_delta_rule
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.types import ExpertMatrices, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
 
@@ -68,13 +72,57 @@ def decode_attention(
     return time, cache.nbytes / len(layers) / time
 
 
-def prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int, kind: str = "f16") -> tuple[float, float]:
-    """Seconds, and floating-point operations a second, those above the diagonal not counted."""
-    cache = filled(4, PagedKV(kv_heads, head_dim, head_dim, kind, kind), tokens)
+def prefill_attention(
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kind: str = "f16",
+    value_dim: int | None = None,
+    window: int | None = None,
+) -> tuple[float, float]:
+    """Seconds, and floating-point operations a second, those of what is not seen not counted."""
+    value_dim, seen = value_dim or head_dim, min(window or tokens, tokens)
+    cache = filled(4, PagedKV(kv_heads, head_dim, value_dim, kind, kind, window), tokens)
     step = Batch.of(cache, [Chunk(0, tokens, range(-(-tokens // 32)))])
     q = noise((tokens, heads, head_dim))
     time = seconds([lambda layer=layer: paged_attention(q, layer) for layer in map(step.state_of, range(4))])
-    return time, 2 * tokens * tokens * heads * head_dim / time
+    return time, (2 * tokens - seen) * seen * heads * (head_dim + value_dim) / time
+
+
+def latent_prefill(
+    tokens: int, before: int, heads: int, rank: int, own: int, shared: int, value_dim: int
+) -> tuple[float, float]:
+    """Of keys and values made of latents, for so many tokens behind others. Seconds, which include the making, and
+    floating-point operations a second, which do not."""
+    layers = [LatentAttention(64, heads, rank, own, shared, value_dim, rope_frequencies(shared)) for _ in range(4)]
+    for layer in layers:
+        layer.attn_kv_a_norm.weight = cp.ones(rank, np.float32)
+        layer.attn_k_b.weight = expert_matrices(rank, own, heads, "Q8_0", biased=False).weight
+        layer.attn_v_b.weight = expert_matrices(value_dim, rank, heads, "Q8_0", biased=False).weight
+    blocks = -(-(before + tokens) // 32)
+    cache = KVCache({layer: layer.state for layer in layers}, blocks, device="gpu")
+    cache.paged[0].keys[...] = noise(cache.paged[0].keys.shape, np.float16)
+    step = Batch.of(cache, [Chunk(before, tokens, range(blocks))])
+    assert step.expanded, "so few tokens attend over the latents themselves"
+    projected = [noise((tokens, heads * (own + shared))), noise((tokens, rank + shared))]
+    time = seconds([lambda layer=layer: layer.mix(projected, step) for layer in layers])
+    return time, (2 * before + tokens) * tokens * heads * (own + shared + value_dim) / time
+
+
+def delta_net(tokens: int, sequences: int, key_heads: int, heads: int, dim: int) -> tuple[float, float]:
+    """Seconds of a Gated DeltaNet between its projections, for sequences of so many tokens; and of its rule alone."""
+    channels, rows = (2 * key_heads + heads) * dim, tokens * sequences
+    state = Recurrent(((3, channels), (heads, dim, dim)))
+    layers = max(2, min(64, -(-CACHES // (sequences * state.nbytes))))
+    cache = KVCache([state] * layers, 0, slots=sequences, device="gpu")
+    step = Batch.of(cache, [Chunk(tokens, tokens, [], slot=slot) for slot in range(sequences)])
+    qkv, gate, beta, alpha = (noise((rows, n)) for n in (channels, heads * dim, heads, heads))
+    conv, decay, bias, norm = noise((channels, 4)), -cp.ones(heads, np.float32), noise((heads,)), noise((dim,))
+    states = [step.state_of(layer) for layer in range(layers)]
+    rule, of, eps = (decay, bias), (key_heads, heads), 1e-6
+    whole = [lambda s=s: gated_delta_net(qkv, gate, beta, alpha, conv, *rule, norm, s, of, (eps, eps)) for s in states]
+    return seconds(whole), seconds([lambda s=s: gated_delta_rule(qkv, beta, alpha, *rule, s, of, eps) for s in states])
 
 
 def rows_of_floats(rows: int, columns: int) -> list[Any]:
@@ -116,9 +164,19 @@ def attention(report: Report) -> None:
         (1, 4096, 16, 8, 256),
     ]:
         report.add("decode batch {} context {} heads {}/{} x {}".format(*shape), *decode_attention(*shape))
-    for shape in [(512, 32, 8, 128), (2048, 32, 8, 128), (8192, 32, 8, 128), (2048, 32, 8, 64), (2048, 16, 8, 256)]:
-        time, rate = prefill_attention(*shape)
-        report.add("prefill {} heads {}/{} x {}".format(*shape), time, rate=rate)
+    time, rate = prefill_attention(512, 32, 8, 128)
+    report.add("prefill 512 heads 32/8 x 128", time, rate=rate)
+    for tokens in (2048, 8192):
+        for shape in [(32, 8, 128), (32, 8, 64), (16, 8, 256), (16, 2, 512)]:
+            time, rate = prefill_attention(tokens, *shape)
+            report.add("prefill {} heads {}/{} x {}".format(tokens, *shape), time, rate=rate)
+        time, rate = prefill_attention(tokens, 16, 16, 192, value_dim=128)
+        report.add(f"prefill {tokens} heads 16/16 x 192, values 128", time, rate=rate)
+        time, rate = prefill_attention(tokens, 16, 8, 256, window=1024)
+        report.add(f"prefill {tokens} heads 16/8 x 256, window 1024", time, rate=rate)
+    for tokens, before in [(2048, 0), (2048, 14336)]:
+        time, rate = latent_prefill(tokens, before, 16, 512, 128, 64, 128)
+        report.add(f"latent prefill {tokens} behind {before}, 16 heads, rank 512", time, rate=rate)
 
 
 def packed(report: Report) -> None:
@@ -151,6 +209,13 @@ def norms(report: Report) -> None:
             f"rms_norm to int8 {rows} x 4096",
             seconds([lambda x=x: device_norm.rms_norm(x, weight, 1e-5, form=OperandForm.INT8) for x in xs]),
         )
+        norm = NextNorm(weight, 1e-5, [])
+        for parts, behind in ((1, [norm]), (2, [norm] * 3)):
+            how = behind, None, [(norm, OperandForm.INT8)]
+            launches = [
+                functools.partial(device_norm.add_normed, x, [y] * parts, *how) for x, y in itertools.pairwise(xs)
+            ]
+            report.add(f"add_normed {rows} x 4096, parts {parts}, norm to int8", seconds(launches))
     for rows in (1, 2048):
         xs = rows_of_floats(rows, 2 * 14336)
         time = seconds([lambda x=x: swiglu(x[:, :14336], x[:, 14336:]) for x in xs])
@@ -170,6 +235,13 @@ def rope(report: Report) -> None:
             for i, x in enumerate(xs)
         ]
         report.add(f"rope and store {tokens} x 48 heads x 128", seconds(launches))
+
+
+def recurrent(report: Report) -> None:
+    for tokens, sequences in [(1, 1), (1, 64), (2048, 1)]:
+        whole, rule = delta_net(tokens, sequences, 16, 32, 128)
+        report.add(f"delta net {sequences} x {tokens} tokens, heads 16/32 x 128", whole)
+        report.add(f"delta rule {sequences} x {tokens} tokens, heads 16/32 x 128", rule)
 
 
 def routing(report: Report) -> None:
@@ -250,7 +322,8 @@ def sampling(report: Report) -> None:
 
 
 SUITES = {
-    suite.__name__: suite for suite in (attention, packed, norms, rope, routing, expert_products, sampling, shares)
+    suite.__name__: suite
+    for suite in (attention, packed, norms, rope, recurrent, routing, expert_products, sampling, shares)
 }
 
 

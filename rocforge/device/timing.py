@@ -14,6 +14,7 @@ from rocforge.device.libraries import cupy_module
 def seconds(launches: Sequence[Callable[[], Any]], replays: int = 15) -> float:
     """Median seconds of one launch; the launches are captured together and replayed."""
     cupy = cupy_module()
+    cupy.cuda.get_current_stream().synchronize()  # the arrays may have come by it
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         for launch in launches:
