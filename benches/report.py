@@ -68,7 +68,8 @@ def write_pages(report: dict[str, Any], run: history.Run, folder: Path) -> None:
         name: [r for r in report["benchmarks"] if r["fullname"].split("::")[0].endswith(f"{name}.py")]
         for name in ("bench_models", "bench_ops", "bench_kernels")
     }
-    heading = f"{run.machine}, {run.date[:10]}, commit {run.commit}."
+    later = "[Performance](performance.md) has what later sources reach."
+    heading = f"{run.machine}, {run.date[:10]}, commit {run.commit}. {later}"
     if of_file["bench_models"]:
         text = f"# Whole models\n\n{heading}\n\n{tables.models(of_file['bench_models'])}\n"
         if "decode, 1 request" in run.figures and importlib.util.find_spec("matplotlib"):
@@ -76,7 +77,7 @@ def write_pages(report: dict[str, Any], run: history.Run, folder: Path) -> None:
             text += "\n![Tokens a second by batch size](models.svg)\n"
         (folder / "models.md").write_text(text)
     if ops := of_file["bench_ops"] + of_file["bench_kernels"]:
-        (folder / "ops.md").write_text(f"# Ops\n\n{heading} {tables.OPS_EXPLAINED}\n\n{tables.ops(ops)}\n")
+        (folder / "ops.md").write_text(f"# Ops\n\n{heading}\n\n{tables.OPS_EXPLAINED}\n\n{tables.ops(ops)}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
