@@ -7,7 +7,8 @@
 // so w = U - W S for the solutions U and W of one triangular system. What is the same for every S is made of all chunks
 // at a time (rf_chunk_parts); then a block goes from chunk to chunk, by products of small matrices (rf_chunk_scan).
 // All is float32, without a matrix unit. Chunks are of the rows of a batch: of several sequences in one, each
-// sees its own rows. Source: Yang et al., https://arxiv.org/abs/2406.06484.
+// sees its own rows, also where others' are not finite, as those may be that fill up a batch and have no state.
+// Source: Yang et al., https://arxiv.org/abs/2406.06484.
 #include "fours.h"
 #include "state_rule.h"
 
@@ -51,7 +52,7 @@ RF_DEVICE void find_rows(Rows& rows, const RuleParams& p, i32 start, u32 head) {
     if (there) {
         first = maximum(starts[sequence] - start, 0);
         last = minimum(starts[sequence + 1] - start, i32(CHUNK)) - 1;
-        wanted = starts[sequence + 1] - starts[sequence] > p.few;
+        wanted = starts[sequence + 1] - starts[sequence] > p.few && p.sequences.slots[sequence] >= 0;
         float step = softplus(p.alpha[row * p.alpha_stride + head] + (p.bias ? p.bias[head] : 0.0f));
         log = p.decay[head] * step;
         beta = RF_STATE_SPACE ? step : sigmoid(p.beta[row * p.beta_stride + head]);
@@ -138,17 +139,17 @@ RF_KERNEL(THREADS) rf_chunk_parts(RuleParams p) {
             }
             x[i] *= rows.beta[i];
         }
-        if (!RF_STATE_SPACE) {
-            RF_UNROLL
-            for (u32 i = 1; i < CHUNK; ++i) {
-                RF_UNROLL
-                for (u32 j = 0; j < i; ++j) x[i] -= own.system[i][j] * x[j];
-            }
-        }
         float* to =
             c < KEY_DIM ? chunk.factors + c : chunk.writes + column / COLUMNS * CHUNK * COLUMNS + column % COLUMNS;
         RF_UNROLL
-        for (u32 i = 0; i < CHUNK; ++i) to[i * (c < KEY_DIM ? KEY_DIM : COLUMNS)] = x[i];
+        for (u32 i = 0; i < CHUNK; ++i) {
+            if (!RF_STATE_SPACE) {
+                RF_UNROLL
+                for (u32 j = 0; j < i; ++j) x[i] -= own.system[i][j] * x[j];
+            }
+            to[i * (c < KEY_DIM ? KEY_DIM : COLUMNS)] = x[i];
+            x[i] = maximum(minimum(x[i], 3e38f), -3e38f);  // rows of other sequences take it times zero
+        }
     }
 }
 
@@ -190,11 +191,14 @@ struct ChunkShare {
             *reinterpret_cast<f32x4*>(&scan.factors[i / KEY_DIM][i % KEY_DIM]) = factors[j];
         }
     }
-    RF_MEMBER void store_rest(Scan& scan) const {
+    // Of keys the rows that the sequence has in the chunk which begins at row `start`, and zeros for others.
+    RF_MEMBER void store_rest(Scan& scan, const Sequence& s, i32 start) const {
         RF_UNROLL
         for (u32 j = 0; j < KEY_LOADS; ++j) {
             u32 i = 4 * (j * THREADS + thread_x());
-            *reinterpret_cast<f32x4*>(&scan.keys[i / KEY_DIM][i % KEY_DIM]) = keys[j];
+            i32 row = start + i32(i / KEY_DIM);
+            *reinterpret_cast<f32x4*>(&scan.keys[i / KEY_DIM][i % KEY_DIM]) =
+                row >= s.begin && row < s.end ? keys[j] : make_f32x4(0, 0, 0, 0);
         }
         RF_UNROLL
         for (u32 j = 0; j < READ_LOADS; ++j) {
@@ -221,7 +225,7 @@ RF_DEVICE void scan_chunks(Scan& scan, const RuleParams& p, const Sequence& s) {
     float skip = p.skip ? p.skip[head] : 0.0f;
     ChunkShare next;
     next.load(Chunk(p, first, head));
-    next.store_factors(scan), next.store_rest(scan);
+    next.store_factors(scan), next.store_rest(scan, s, first * i32(CHUNK));
     barrier();
     for (i32 number = first; number < end; ++number) {
         Chunk chunk(p, number, head);
@@ -302,7 +306,7 @@ RF_DEVICE void scan_chunks(Scan& scan, const RuleParams& p, const Sequence& s) {
         for (u32 r = 0; r < 4; ++r) *reinterpret_cast<f32x4*>(&scan.state[key + r][four]) = own[r];
         next.store_factors(scan);
         barrier();
-        next.store_rest(scan);
+        next.store_rest(scan, s, start + i32(CHUNK));
     }
     RF_UNROLL
     for (u32 r = 0; r < 4; ++r) store4(state + u64(key + r) * n, column, n, own[r]);

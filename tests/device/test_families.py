@@ -133,3 +133,28 @@ def test_warmup_has_the_kernels_of_expanded_prompts(tmp_path):
         "attention_prefill",
         "latent_attention",
     } <= names
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+@pytest.mark.parametrize("name", ["qwen35moe", "granitehybrid", "kimi-linear", "rwkv7"])
+def test_a_request_without_numbers_fails_alone(tmp_path, name):
+    """The embedding of token 0 is NaN, which fills up steps, and which one prompt has. Its request fails; others beside
+    it and after it, in its blocks and its slot, get the tokens that they get one by one without NaN."""
+    families.build(tmp_path / "model.gguf", name)
+    model, rng = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu"), np.random.default_rng(3)
+    prompts = [rng.integers(1, model.config.vocabulary, n).tolist() for n in (21, 30, 5, 40)]
+    alone = tokens_of(model, prompts, at_a_time=1)
+    model.token_embd.weight[0] = np.nan
+    prompts[1][11] = 0
+    found = tokens_of(model, prompts, at_a_time=2)
+    assert "NonFiniteError" in found[1] and [found[0], *found[2:]] == [alone[0], *alone[2:]]
+
+
+def tokens_of(model, prompts, at_a_time):
+    """Of each request its tokens, or its error."""
+    params, errors = rf.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True), {}
+    with rf.Engine(model, cache_tokens=256, max_batch_tokens=48, max_requests=at_a_time) as engine:
+        requests = [engine.add(prompt, params) for prompt in prompts]
+        while engine.busy:
+            errors |= {id(token.request): repr(token.error) for token in engine.step() if token.error}
+    return [errors.get(id(request), request.output) for request in requests]
