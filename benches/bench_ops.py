@@ -18,6 +18,7 @@ from measure import cp
 import rocforge.ops.device.matvec as matvec
 from rocforge.device import tuning
 from rocforge.device.arrays import available_memory
+from rocforge.device.cards import card_of
 from rocforge.device.kernels import launches_overlap
 from rocforge.device.timing import seconds_of
 from rocforge.formats.blocks import QTYPES, row_nbytes
@@ -42,6 +43,22 @@ extern "C" __global__ void read_all(const uint4* p, unsigned* out) {
     for (int i = 0; i < 8; ++i) v[i] = p[256 * i];
     unsigned sum = 0;
     for (int i = 0; i < 8; ++i) sum += v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+    if (sum == 12345) *out = sum;
+}
+"""
+
+READ_SEGMENTS = r"""
+extern "C" __global__ void read_segments(const uint4* p, unsigned* out, int rows, int plane, int lanes) {
+    // lanes that share a row read consecutive words of each of its four planes, of two runs of rows at a time
+    int lane = threadIdx.x % 32, group = (blockIdx.x * blockDim.x + threadIdx.x) / 32, at_once = 32 / lanes;
+    unsigned sum = 0;
+    for (int first = 2 * at_once * group; first < rows; first += 2 * at_once * (gridDim.x * blockDim.x / 32))
+        for (int c = lane % lanes; c < plane; c += lanes) {
+            uint4 v[8];
+            for (int i = 0; i < 8; ++i)
+                v[i] = p[4ll * plane * (first + i / 4 * at_once + lane / lanes) + i % 4 * plane + c];
+            for (int i = 0; i < 8; ++i) sum += v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+        }
     if (sum == 12345) *out = sum;
 }
 """
@@ -105,6 +122,16 @@ def run_graph(benchmark, stream, launches: list, bytes_each: int, bandwidth: flo
         stream.synchronize()
 
     benchmark.pedantic(replay, rounds=ROUNDS, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("nbytes", [64, 128, 256])
+def test_segments(benchmark, stream, bandwidth, nbytes):
+    """What memory gives to waves that read so many consecutive bytes of a row at a time, as tiles do of weights."""
+    rows, plane, lanes = 1 << 19, 32, nbytes // 16
+    data, out, kernel = noise(64 * rows * plane), cp.zeros(1, np.uint32), cp.RawKernel(READ_SEGMENTS, "read_segments")
+    units = card_of(0).compute_units
+    run = functools.partial(kernel, (4 * units,), (256,), (data, out, np.int32(rows), np.int32(plane), np.int32(lanes)))
+    run_events(benchmark, run, share_of_read=lambda seconds: data.nbytes / seconds / bandwidth)
 
 
 SHAPES = [(4096, 4096), (6144, 4096), (1024, 4096), (4096, 14336), (2048, 2048), (3072, 2048), (2048, 8192)]
