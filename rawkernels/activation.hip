@@ -47,11 +47,16 @@ rf_scale_rows(float* out, const float* x, const float* factors, u32 columns, u64
     if (i < size) out[i] = x[i / columns * stride + i % columns] * factors[i / columns];
 }
 
-// x, whose rows of `columns` are `stride` apart, cut to +-limit; `size` elements.
-RF_KERNEL(THREADS) rf_clip(float* out, const float* x, float limit, u32 columns, u64 stride, u64 size) {
+// x, whose rows of `columns` are `stride` apart, and runs of `run` columns in these `run_stride`, cut to +-limit;
+// `size` elements.
+RF_KERNEL(THREADS)
+rf_clip(float* out, const float* x, float limit, u32 columns, u64 stride, u32 run, u64 run_stride, u64 size) {
     wait_for_previous();
     u64 i = u64(block_x()) * THREADS + thread_x();
-    if (i < size) out[i] = maximum(minimum(x[i / columns * stride + i % columns], limit), -limit);
+    if (i >= size) return;
+    u32 column = i % columns;
+    float value = x[i / columns * stride + column / run * run_stride + column % run];
+    out[i] = maximum(minimum(value, limit), -limit);
 }
 
 // x times factors, of which there is one for each of the last axis' columns, or one for all; `size` elements.

@@ -2,12 +2,14 @@
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
 // RF_ALONE (whether there is one sequence, for which tuning may differ), RF_ALIBI where scores are biased by distance,
-// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves),
-// RF_STRIPES (waves that share out the tokens), RF_MATRIX (whether they multiply on the matrix unit) and RF_PARTS
-// (waves that share out the elements there). Sequence lengths are read on the device, so that a launch can be replayed
-// while they grow. Source: Dao et al., Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+// RF_GATE and RF_GATE_STEP where results have gates (head_gates.h), RF_VALUE_DIM where values are shorter than keys,
+// and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves), RF_STRIPES (waves that share out the tokens),
+// RF_MATRIX (whether they multiply on the matrix unit) and RF_PARTS (waves that share out the elements there). Sequence
+// lengths are read on the device, so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
 #include "cached_heads.h"
+#include "head_gates.h"
 #include "formats/quants.h"
 
 namespace rocforge {
@@ -18,9 +20,11 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=256 RF_GROUP=2,8 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=512 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=0
+// variants: RF_HEAD_DIM=128,256 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_GATE=sigmoid RF_GATE_STEP=1
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
 // variants: RF_HEAD_DIM=64 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=FP8_E4M3 RF_VALUE_TYPE=FP8_E4M3
+// variants: RF_HEAD_DIM=128 RF_GROUP=6 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_GATE=softplus RF_GATE_STEP=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_ALIBI=1
 // variants: RF_HEAD_DIM=192 RF_GROUP=16 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_VALUE_DIM=128
 
@@ -66,14 +70,14 @@ struct Shared {
 };
 
 // From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` (tokens, heads, RF_VALUE_DIM), or activations for the product
-// that follows, the others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
-// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
-// than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
-// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)), or
-// what teams of them have combined.
+// that follows, the others null; what heads give, times their gates. A sequence with other than one query, by
+// query_starts (sequences + 1,), is left alone; one of length zero gives zeros. A split takes an equal share of the
+// tokens, in whole blocks of the cache; no more than `unsplit` tokens are not split. The last split of a head to
+// finish, by `counters` (sequences * kv_heads, zero before and after), combines them all from `partials` (sequences,
+// kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)), or what teams of them have combined.
 // With new_keys, rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and
 // values of the queries' tokens are stored first, values normalized without a weight where they are `values_normed`;
-// without, of what follows it only q_stride counts, and the queries are spread as the keys are.
+// without, of what follows it only the strides of q count, and the queries are spread as the keys are.
 struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -87,10 +91,12 @@ struct DecodeParams {
     i32* counters;
     u32 table_stride;
     i32 splits, unsplit, kv_heads;
+    HeadGates gates;
     float scale, softcap;
     i32 window, chunked;
     RF_NULLABLE const float *new_keys, *new_values;
     u64 q_stride, k_stride, v_stride;
+    u32 q_head_stride;
     RF_NULLABLE const i32* slots;
     RF_NULLABLE const float *cos, *sin, *q_norm, *k_norm;
     float eps, v_eps;
@@ -110,7 +116,7 @@ RF_DEVICE void store_newest(u8* newest, void* cache, u32 slot, u32 kv_heads, u32
 RF_DEVICE Head load_row(const DecodeParams& p, u32 query, u32 kv_head, u32 row) {
     if (row == RF_GROUP + 1) return load_head<RF_VALUE_DIM>(p.new_values + query * p.v_stride + kv_head * RF_VALUE_DIM);
     return load_head(row == RF_GROUP ? p.new_keys + query * p.k_stride + kv_head * RF_HEAD_DIM
-                                     : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
+                                     : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * p.q_head_stride);
 }
 
 // The block's queries, normalized, rotated and spread, in LDS that is later used for results. The split with the newest
@@ -228,7 +234,18 @@ struct Output {
     Quantized quantized;
     u64 query;
     u32 first, columns;
+    const HeadGates& gates;
 
+    // The gates of elements i to i + 3, for `gated`.
+    RF_MEMBER f32x4 load_gates(u32 i) const {
+        if (!GATED || i >= SIZE) return make_f32x4(0, 0, 0, 0);
+        const float* own = gates_of(gates, query, (first + i) / RF_VALUE_DIM);
+        return RF_GATE_STEP ? load<f32x4>(own + i % RF_VALUE_DIM) : make_f32x4(*own, *own, *own, *own);
+    }
+    RF_MEMBER f32x4 gated(f32x4 v, f32x4 by) const {
+        if constexpr (!GATED) return v;
+        return make_f32x4(v.x * gate_unit(by.x), v.y * gate_unit(by.y), v.z * gate_unit(by.z), v.w * gate_unit(by.w));
+    }
     // All lanes of the wave; i past the block's elements writes nothing.
     RF_MEMBER void write(u32 i, f32x4 v) const {
         if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
@@ -236,6 +253,13 @@ struct Output {
         if (quantized.data) quantized.store(query, i < SIZE ? first + i : quantized.cells * CELL, v);
     }
 };
+
+// Rounds of a block's threads whose gates are loaded together; without gates one.
+constexpr u32 GATES_AHEAD = GATED ? at_most(ROUNDS, 4) : 1;
+RF_DEVICE void load_ahead(f32x4 (&gates)[GATES_AHEAD], const Output& output, u32 round) {
+    RF_UNROLL
+    for (u32 g = 0; g < GATES_AHEAD; ++g) gates[g] = output.load_gates(4 * (thread_x() + (round + g) * THREADS));
+}
 
 // The sums and highest scores of a block's heads, in a record behind the values.
 RF_DEVICE void store_sums(float* record, const Shared& shared) {
@@ -266,7 +290,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, float* to, const Re
     for (u32 r = 0; r < ROUNDS; ++r) {
         u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
         u32 head = at / RF_VALUE_DIM;
-        f32x4 sum = make_f32x4(0, 0, 0, 0);
+        f32x4 sum = make_f32x4(0, 0, 0, 0), gates = to ? sum : output.load_gates(at);
         // loads that depend on no branch are on their way together
         for (u32 s = combiner; s < (combiner < COMBINERS ? records.count : 0); s += TOGETHER * COMBINERS) {
             f32x4 parts[TOGETHER];
@@ -292,7 +316,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, float* to, const Re
             if (i < SIZE) *reinterpret_cast<f32x4*>(to + i) = sum;
         } else {
             float factor = normalizer(shared, head, sinks, first_head);
-            output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
+            output.write(i, output.gated(add_scaled(make_f32x4(0, 0, 0, 0), sum, factor), gates));
         }
     }
     if (to) store_sums(to, shared);
@@ -342,7 +366,8 @@ rf_attention_decode(DecodeParams p) {
     wait_for_previous();
 
     u32 columns = p.kv_heads * SIZE, cells = cells_of(columns);
-    Output output = {p.out, p.fp16, {p.activations, p.activation_width, cells}, u64(query), kv_head * SIZE, columns};
+    Quantized quantized = {p.activations, p.activation_width, cells};
+    Output output = {p.out, p.fp16, quantized, u64(query), kv_head * SIZE, columns, p.gates};
     if (next == query + 1 && length == 0 && split == 0)
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;
@@ -350,21 +375,27 @@ rf_attention_decode(DecodeParams p) {
     bool newest = p.new_keys && split == active - 1;
     const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
     tokens.accumulate(shared, p, queries, seen, begin, newest ? length - 1 : NO_TOKEN);
+    f32x4 gates[GATES_AHEAD];
+    if (active == 1) load_ahead(gates, output, 0);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * p.kv_heads + kv_head;
     float* partials = p.partials + pair * p.splits * RECORD;
     float* record = partials + split * RECORD;
-    for (u32 r = 0; r < ROUNDS; ++r) {
-        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / RF_VALUE_DIM : 0;
-        f32x4 sum = make_f32x4(0, 0, 0, 0);
+    for (u32 r = 0; r < ROUNDS; r += GATES_AHEAD) {
+        if (r && active == 1) load_ahead(gates, output, r);
         RF_UNROLL
-        for (u32 s = 0; s < STRIPES; ++s)
-            sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % RF_VALUE_DIM]), shared.highest[s][head]);
-        if (active == 1) {
-            float factor = normalizer(shared, head, p.sinks, kv_head * RF_GROUP);
-            output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
-        } else if (i < SIZE) {
-            *reinterpret_cast<f32x4*>(record + i) = sum;
+        for (u32 g = 0; g < GATES_AHEAD; ++g) {
+            u32 i = 4 * (thread_x() + (r + g) * THREADS), head = i < SIZE ? i / RF_VALUE_DIM : 0;
+            f32x4 sum = make_f32x4(0, 0, 0, 0);
+            RF_UNROLL
+            for (u32 s = 0; s < STRIPES; ++s)
+                sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % RF_VALUE_DIM]), shared.highest[s][head]);
+            if (active == 1) {
+                float factor = normalizer(shared, head, p.sinks, kv_head * RF_GROUP);
+                output.write(i, output.gated(add_scaled(make_f32x4(0, 0, 0, 0), sum, factor), gates[g]));
+            } else if (i < SIZE) {
+                *reinterpret_cast<f32x4*>(record + i) = sum;
+            }
         }
     }
     if (active == 1) return;

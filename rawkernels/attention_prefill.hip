@@ -1,28 +1,30 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
-// RF_ALIBI where scores are biased by distance, RF_VALUE_DIM where values are shorter than keys, and, by the card's
-// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile); on warpgroups RF_PARTS is of blocks, and
-// there are RF_WIDTH (columns of a tile), RF_STAGES (tiles in LDS) and RF_LDS. Source: Dao, FlashAttention-2,
-// https://arxiv.org/abs/2307.08691.
+// RF_ALIBI where scores are biased by distance, RF_GATE and RF_GATE_STEP where results have gates (head_gates.h),
+// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_PARTS (waves with the same rows) and
+// RF_KEYS (keys of a tile); on warpgroups RF_PARTS is of blocks, and there are RF_WIDTH (columns of a tile), RF_STAGES
+// (tiles in LDS) and RF_LDS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "attention.h"
-#include "formats/kv_cache.h"
+#include "head_gates.h"
 #include "sequences.h"
+#include "formats/kv_cache.h"
 #include "target/fragments.h"
 
 namespace rocforge {
 
 // variants: RF_HEAD_DIM=64,80,96,128,256,512 RF_GROUP=4 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=128,256 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_GATE=sigmoid RF_GATE_STEP=1
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=256 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 // variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALIBI=1
 // variants: RF_HEAD_DIM=192 RF_GROUP=1,16 RF_BLOCK_SIZE=32 RF_VALUE_DIM=128
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` (tokens, heads, RF_VALUE_DIM), the other null. Queries are the
-// last of their sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in
-// the middle. Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to
-// attention_decode.
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` (tokens, heads, RF_VALUE_DIM), the other null: what heads give,
+// times their gates. Queries are the last of their sequence. Of `window` keys that one sees, 0 for all, its own is the
+// last, or without `causal` that in the middle. Rows of the queries of a sequence of length zero become zeros. A
+// sequence with one query is left to attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -30,6 +32,7 @@ struct PrefillParams {
     const void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float *sinks, *slopes;
+    HeadGates gates;
     u32 table_stride, kv_heads, sequences, tiles;
     float scale, softcap;
     i32 window, chunked, causal;
@@ -101,6 +104,24 @@ RF_DEVICE float normalizer(float highest, float sum, const PrefillParams& p, con
     float top = maximum(highest, sink), factor = fast_exp2(highest - top);
     return factor / (sum * factor + fast_exp2(sink - top));
 }
+
+// A row's gates, from an element of its head on.
+struct RowGates {
+    const PrefillParams& p;
+    const float* own = nullptr;
+
+    RF_MEMBER RowGates(const PrefillParams& p, const BlockRows& block, i32 r, u32 first) : p(p) {
+        u64 place = block.place(r);
+        u32 heads = block.query_step;
+        if constexpr (GATED) own = gates_of(p.gates, place / heads, u32(place % heads)) + first * RF_GATE_STEP;
+    }
+    // A result times its gate; where it is rounded to float16, cut to that.
+    RF_MEMBER float gated(float x, u32 element) const {
+        if constexpr (!GATED) return x;
+        x *= gate_unit(own[element * RF_GATE_STEP]);
+        return p.fp16 ? clamp_fp16(x) : x;
+    }
+};
 
 // The slope of a row's head, in units of log 2.
 RF_DEVICE float slope_of(const PrefillParams& p, const BlockRows& block, i32 r) {

@@ -314,12 +314,15 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
         i32 r = block.first_row + i32(first + fragment_row(slot));
         float factor = normalizer(rows.highest[slot], reduce_lanes<ROW_LANES>(rows.sum[slot], Add()), p, block, r);
         if (r >= block.total) continue;
-        u64 at = block.place(r) * RF_VALUE_DIM + block_z() * COLUMNS + fragment_column(0);
+        u32 first_column = block_z() * COLUMNS + fragment_column(0);
+        u64 at = block.place(r) * RF_VALUE_DIM + first_column;
+        RowGates gates(p, block, r, first_column);
         RF_UNROLL
         for (u32 t = 0; t < VALUE_TILES; ++t, at += WIDTH) {
             RF_UNROLL
             for (u32 i = 2 * slot; i < WIDTH / 2; i += 4) {
-                float x = rows.sums[t][i] * factor, y = rows.sums[t][i + 1] * factor;
+                float x = gates.gated(rows.sums[t][i] * factor, t * WIDTH + i / 4 * 8);
+                float y = gates.gated(rows.sums[t][i + 1] * factor, t * WIDTH + i / 4 * 8 + 1);
                 if (p.fp16)
                     *reinterpret_cast<u32*>(p.fp16 + at + i / 4 * 8) = pack_fp16(x, y);
                 else

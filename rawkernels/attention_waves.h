@@ -307,12 +307,13 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
         float factor = normalizer(rows.highest[slot], reduce_lanes<ROW_LANES>(rows.sum[slot], Add()), p, block, r);
         if (r >= block.total) continue;
         u64 at = block.place(r) * RF_VALUE_DIM + wave_column();
+        RowGates gates(p, block, r, wave_column());
         RF_UNROLL
         for (u32 n = 0; n < DIMS; ++n) {
             RF_UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
-                float value = rows.sums[n].x[i] * factor;
+                float value = gates.gated(rows.sums[n].x[i] * factor, n * 16 + fragment_column(i));
                 if (p.fp16)
                     p.fp16[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
                 else

@@ -28,14 +28,15 @@ rf_rope(float* out, const float* x, const float* cos, const float* sin, u32 toke
 
 // Queries are normalized, rotated and spread as keys are into q_out (tokens, heads, RF_HEAD_DIM); keys likewise, into
 // the cache, with the values, which with `values_normed` are normalized without a weight. Without kv_heads there are
-// queries alone. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A token whose slot
-// is negative is not stored.
+// queries alone. Rows of q, k and v, and heads of q, are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A
+// token whose slot is negative is not stored.
 struct RopeStoreParams {
     float* q_out;
     void *keys, *values;
     const float* q;
     RF_NULLABLE const float *k, *v;
     u64 q_stride, k_stride, v_stride;
+    u32 q_head_stride;
     const i32* slots;
     RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
     RF_NULLABLE const float *q_norm, *k_norm;
@@ -54,7 +55,7 @@ rf_rope_store(RopeStoreParams p) {
     if (token >= p.tokens) return;
     const float *cos = p.cos + token * p.pairs, *sin = p.sin + token * p.pairs;
     if (row < p.heads) {
-        Head head = load_head(p.q + token * p.q_stride + row * RF_HEAD_DIM);
+        Head head = load_head(p.q + token * p.q_stride + row * p.q_head_stride);
         if (p.q_norm) rms_norm_head(head, p.q_norm, p.eps);
         rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
         spread(head);

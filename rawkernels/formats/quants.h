@@ -608,12 +608,6 @@ RF_DEVICE u8* fragment_of_token(u8* x, u32 width, u32 cells, u32 k, u32 c, u32 j
     return x + run * u64(fragments_bytes(width, cells)) + u64(fragment_at(width, k - run * width, c, j)) * 16;
 }
 
-// What float16 cannot hold becomes its largest value; infinities and NaNs stay.
-RF_DEVICE float clamp_fp16(float x) {
-    float cut = maximum(minimum(x, 65504.0f), -65504.0f);
-    return absolute(x) < infinity() ? cut : x;
-}
-
 // Four values in float16, to an address of whole eight bytes.
 RF_DEVICE void store_fp16(f16* to, f32x4 v) {
     u32x2 pairs;

@@ -909,6 +909,12 @@ RF_DEVICE T from_float(float x) {
     return y;
 }
 
+// What float16 cannot hold becomes its largest value; infinities and NaNs stay.
+RF_DEVICE float clamp_fp16(float x) {
+    float cut = maximum(minimum(x, 65504.0f), -65504.0f);
+    return absolute(x) < infinity() ? cut : x;
+}
+
 // Pairs of float16 in a word, the first in its low half.
 RF_DEVICE u32 pack_fp16(float low, float high) {
 #if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800

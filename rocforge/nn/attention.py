@@ -9,12 +9,12 @@ from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Vector
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV, SharedKV
-from rocforge.ops.activation import clip, contiguous, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
+from rocforge.ops.activation import clip, contiguous, gate_heads, scale_rows
 from rocforge.ops.attention import alibi_slopes, attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
-from rocforge.ops.recurrent import split_gate
 from rocforge.ops.rope import RopeFrequencies, rotate
 from rocforge.ops.temperature import Temperature
+from rocforge.ops.types import HeadGate
 
 
 class Attention(Module):
@@ -105,7 +105,7 @@ class Attention(Module):
         self.attn_gate = None
         if gate in (True, "heads"):
             self.attn_gate = Linear(dim, heads * value_dim if gate is True else heads)
-        self.gate_unit, self.gated_width = gate_unit, value_dim if gate == "heads" else 1
+        self.gate_unit, self.gates_whole_heads = gate_unit, gate == "heads"
         affine, widths = norms != "head, no weight", (rows, kv_rows) if norms == "whole" else (head_dim, head_dim)
         self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
         self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms and not self.shares else None
@@ -123,23 +123,12 @@ class Attention(Module):
     def forward(self, x: Any, batch: Batch) -> Any:
         q, k, v, gate = self.split([layer(x) for layer in self.projections])
         q, k = self.prepare(q, k, batch)
-        y = self.attend(q, k, v, batch).reshape(len(q), -1)
-        return self.attn_output(y if gate is None else self.gated(y, gate))
+        return self.attn_output(self.attend(q, k, v, batch, gate).reshape(len(q), -1))
 
-    def gated(self, y: Any, gate: Any) -> Any:
-        """What the heads give, (tokens, heads * value_dim), times the unit of the gate."""
-        gate = contiguous(gate)
-        if self.gate_unit == "sigmoid" and self.gated_width == 1:
-            return sigmoid_gate(y, gate)
-        rows, numbers = y.reshape(-1, self.gated_width), gate.reshape(-1)
-        if self.gate_unit == "sigmoid":
-            return sigmoid_gate_rows(rows, numbers).reshape(y.shape)
-        return scale_rows(rows, softplus(numbers)).reshape(y.shape)
-
-    def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
+    def split(self, projected: list[Any]) -> tuple[Any, Any, Any, HeadGate | None]:
         """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None.
 
-        Keys and values are None of a layer that shares another one's.
+        They are parts of what the projections give. Keys and values are None of a layer that shares another one's.
         """
         heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
         gate = projected.pop() if self.attn_gate is not None else None
@@ -149,10 +138,12 @@ class Attention(Module):
             (qkv,), (queries, keys) = projected, self.ends
             projected = [qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:]]
         q, *kv = projected
+        q = q.reshape(tokens, heads, -1)
         if self.splits_q:
-            q, gate = split_gate(q, heads)
+            dim = q.shape[-1] // 2
+            q, gate = q[..., :dim], q[..., dim:]
         k, v = (kv[i].reshape(tokens, kv_heads, -1) if kv else None for i in (0, -1))
-        return q.reshape(tokens, heads, -1), k, v, gate
+        return q, k, v, None if gate is None else HeadGate(gate.reshape(tokens, heads, -1), self.gate_unit)
 
     @property
     def rotates_first(self) -> bool:
@@ -180,12 +171,15 @@ class Attention(Module):
         """Whether somebody looks at the attention pattern, or changes it."""
         return not is_hidden(self.attn_pattern, HookPoint)
 
-    def attend(self, q: Any, k: Any, v: Any, batch: Batch, consumer: Any = None, **norms: Any) -> Any:
+    def attend(
+        self, q: Any, k: Any, v: Any, batch: Batch, gate: HeadGate | None = None, consumer: Any = None, **norms: Any
+    ) -> Any:
         """Rotate queries and keys, store keys and values, and attend.
 
         Args:
             q, k, v: as `split` gives them.
             batch: of the tokens.
+            gate: what the heads' results are multiplied by, or None.
             consumer: the weight that the result is multiplied with, if that is all it is for; the result may come in
                 the form in which the product takes it.
             norms: of queries and keys, which the op does in its launch, as in rocforge.ops.attention.attend.
@@ -199,11 +193,12 @@ class Attention(Module):
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
         options["slopes"] = None if self.slopes is None else self.slopes.beside(q)
         if not self.shows_pattern and is_hidden(self.attn_heads, HookPoint):
-            return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)
+            return attend(q, k, v, state, rotation, gate=gate, consumer=consumer, **options, **norms)
         if self.shows_pattern:
             q = rotate_and_store(q, k, v, state, rotation, **norms)
             y = attention_heads(self.attn_pattern(attention_pattern(q, state, **options)), state)
         else:
             y = attend(q, k, v, state, rotation, **options, **norms)
         y = self.attn_heads(y)
+        y = y if gate is None else gate_heads(y, gate)
         return y if consumer is None else y.reshape(len(y), -1)

@@ -180,7 +180,7 @@ class ProjectedStep(Step):
 
 
 class AttentionStep(ProjectedStep):
-    """Norms of the heads, rope, storing and attention are one op, that writes what the output product takes."""
+    """Norms of the heads, rope, storing, attention and gate are one op, that writes what the output product takes."""
 
     stateful = True
 
@@ -199,10 +199,8 @@ class AttentionStep(ProjectedStep):
             fused = {"q_norm": q_norm.weight, "k_norm": k_norm and k_norm.weight, "eps": q_norm.eps}
         else:
             q, k = attn.prepare(q, k, batch)
-        if gate is None and self.last_weight is not None:
-            return self.finish(stream.x, attn.attend(q, k, v, batch, consumer=self.last_weight, **fused), following)
-        y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
-        return self.finish(stream.x, y if gate is None else attn.gated(y, gate), following)
+        y = attn.attend(q, k, v, batch, gate, self.last_weight, **fused)
+        return self.finish(stream.x, y if self.last_weight is not None else y.reshape(len(q), -1), following)
 
 
 class MixerStep(ProjectedStep):

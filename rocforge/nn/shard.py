@@ -162,7 +162,7 @@ class _Pass:
         if attn.norms is not None and (attn.norms != "head" or type(attn.attn_q_norm) is not RMSNorm):
             return False
         merged = "attn_qkv" in vars(attn)
-        if attn.gated_width > 1 or attn in self._kept_for_others:
+        if attn.gates_whole_heads or attn in self._kept_for_others:
             return False
         if not isinstance(attn.state, PagedKV) or not (merged or attn.attn_v):
             return False

@@ -12,7 +12,7 @@ from rocforge.ops.arguments import check_out, float32_of, operands
 from rocforge.ops.device import activation as device
 from rocforge.ops.device.activation import ALPHA, LIMIT
 from rocforge.ops.device.strided import float32
-from rocforge.ops.types import Array
+from rocforge.ops.types import Array, HeadGate
 
 
 def _pair(name: str, gate: Array, up: Array) -> tuple[Any, Array, Array]:
@@ -156,7 +156,8 @@ def clip(x: Array, limit: float) -> Array:
 
 
 def contiguous(x: Array) -> Array:
-    """x (rows, columns), whose rows may be parts of wider ones, as an array of its own; float32."""
+    """x (rows, columns) or (rows, heads, elements), whose rows and heads may be parts of wider ones, as an array of its
+    own; float32."""
     if get_array_module(x) is np:
         return np.ascontiguousarray(x, np.float32)
     return x if x.flags.c_contiguous else device.clip(x, math.inf)
@@ -251,6 +252,19 @@ def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
     if module is not np:
         return device.sigmoid_gate_rows(x, gate)
     return x * sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
+
+
+def gate_heads(y: Array, gate: HeadGate) -> Array:
+    """What heads give, (tokens, heads, value_dim), times the unit of their gate; float32."""
+    if get_array_module(y) is np:
+        unit = sigmoid if gate.unit == "sigmoid" else softplus
+        return y * unit(gate.values)
+    numbers = contiguous(gate.values)
+    if gate.unit == "sigmoid" and numbers.shape == y.shape:
+        return sigmoid_gate(y, numbers)
+    rows, numbers = y.reshape(-1, y.shape[-1] // numbers.shape[-1]), numbers.reshape(-1)
+    gated = sigmoid_gate_rows(rows, numbers) if gate.unit == "sigmoid" else scale_rows(rows, softplus(numbers))
+    return gated.reshape(y.shape)
 
 
 def scale_rows(x: Array, factors: Array) -> Array:

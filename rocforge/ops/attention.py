@@ -16,13 +16,14 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.formats.kv_cache import spread
+from rocforge.ops.activation import gate_heads
 from rocforge.ops.activation import softcap as cap_scores
 from rocforge.ops.arguments import check_axes, check_shape, operands
 from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
 from rocforge.ops.state import PackedRows, PagedLayer, Span, first_seen
-from rocforge.ops.types import Array, HostArray, Weight
+from rocforge.ops.types import Array, HeadGate, HostArray, Weight
 
 QUERY_TILE = 256
 """Queries whose scores are held at a time, which bounds memory on long prompts."""
@@ -188,6 +189,7 @@ def paged_attention(
     softcap: float | None = None,
     sinks: Array = None,
     slopes: Array = None,
+    gate: HeadGate | None = None,
     consumer: Weight | None = None,
 ) -> Array:
     """`attention` for each sequence of a batch, with keys and values from the cache.
@@ -196,6 +198,7 @@ def paged_attention(
         q: floats, shape (tokens, heads, key_dim), as `rotate_and_store` gives them.
         layer: its keys and values, the batch's stored already, its window, and which rows are whose.
         scale, softcap, sinks, slopes: as in `attention`.
+        gate: what the heads' results are multiplied by.
         consumer: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
@@ -203,12 +206,14 @@ def paged_attention(
         in which a product with that takes it, where the kernels can write it.
 
     Raises:
+        ValueError: a gate does not fit.
         UnsupportedModelError: on a device, values longer than keys.
     """
     check_of_heads(q, sinks, slopes)
+    _check_gate(q, layer, gate)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
-        return attention_device.paged_attention(q, layer, scale, softcap, sinks, slopes, consumer)
+        return attention_device.paged_attention(q, layer, scale, softcap, sinks, slopes, gate, consumer)
     keys, values, spans = layer.keys, layer.values, layer.spans
     out = np.empty((*q.shape[:2], values.shape[2]), np.float32)
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks, "slopes": slopes}
@@ -221,7 +226,17 @@ def paged_attention(
     for span in spans:
         k, v = keys[span.slots], values[span.slots]
         out[span.rows] = attention(q[span.rows], k, v, causal=layer.causal, **options)
+    out = out if gate is None else gate_heads(out, gate)
     return out if consumer is None else out.reshape(len(q), -1)
+
+
+def _check_gate(q: Array, layer: PagedLayer, gate: HeadGate | None) -> None:
+    if gate is None:
+        return
+    shape, heads = gate.values.shape, q.shape[:2]
+    whole, single = (*heads, layer.values.shape[-1]), (*heads, 1)
+    if shape not in (whole, single):
+        raise ValueError(f"attention: gate has the shape {shape}; allowed are {whole} and {single}")
 
 
 def _attention_of_single_queries(
@@ -276,6 +291,7 @@ def attend(
     softcap: float | None = None,
     sinks: Array = None,
     slopes: Array = None,
+    gate: HeadGate | None = None,
     consumer: Weight | None = None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query, with its
@@ -283,7 +299,7 @@ def attend(
 
     Args:
         q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps: as in `rotate_and_store`.
-        scale, softcap, sinks, slopes, consumer: as in `paged_attention`.
+        scale, softcap, sinks, slopes, gate, consumer: as in `paged_attention`.
 
     Returns:
         As `paged_attention`.
@@ -291,11 +307,12 @@ def attend(
     if get_array_module(q) is np:
         q = rotate_and_store(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
         options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks, "slopes": slopes}
-        return paged_attention(q, layer, consumer=consumer, **options)
+        return paged_attention(q, layer, gate=gate, consumer=consumer, **options)
     check_of_heads(q, sinks, slopes)
+    _check_gate(q, layer, gate)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
-    return attention_device.attend(q, fresh, layer, scale, softcap, sinks, slopes, consumer)
+    return attention_device.attend(q, fresh, layer, scale, softcap, sinks, slopes, gate, consumer)
 
 
 def rotate_and_store(
@@ -314,7 +331,7 @@ def rotate_and_store(
     On a device it is one launch.
 
     Args:
-        q: floats, shape (tokens, heads, key_dim).
+        q: floats, shape (tokens, heads, key_dim); rows, and heads in these, may be parts of wider ones.
         k: floats, shape (tokens, kv_heads, key_dim); None, where the cache has the tokens' keys and values already.
         v: floats, shape (tokens, kv_heads, value_dim); None where k is.
         layer: its slots say where to store.

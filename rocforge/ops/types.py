@@ -70,6 +70,19 @@ class HeadNorm(NamedTuple):
     eps: float
 
 
+class HeadGate(NamedTuple):
+    """What the results of attention's heads are multiplied by: a unit of numbers.
+
+    Attributes:
+        values: float32, shape (tokens, heads, value_dim), or (tokens, heads, 1) for all elements of a head; it may be
+            a part of a wider array, such as a product that holds queries as well.
+        unit: "sigmoid" or "softplus".
+    """
+
+    values: Array
+    unit: str
+
+
 class ExpertMatrices(NamedTuple):
     """The Matrices of a mixture's three products, as rocforge.ops.moe.experts takes them.
 

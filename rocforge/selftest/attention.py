@@ -14,6 +14,7 @@ from rocforge.nn.state import PagedKV, blocks_for
 from rocforge.ops.attention import alibi_slopes, attend, paged_attention
 from rocforge.ops.latent_attention import expanded_attention, latent_attention, plan_expansion
 from rocforge.ops.rope import rope_frequencies
+from rocforge.ops.types import HeadGate
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import HALF, floats
 from rocforge.selftest.weights import relative_error
@@ -31,6 +32,7 @@ def checks(sizes: Sizes) -> list[Check]:
         "softcap": {"softcap": 20.0},
         "sinks": {"sinks": True},
         "slopes": {"slopes": alibi_slopes(sizes.attention[0][0])},
+        "gates": {"gate": True},
         "all of these": {"window": n // 2, "softcap": 5.0, "scale": 0.2, "sinks": True},
     }
     whole = [(0, n), (0, 1), (0, n // 4)]
@@ -72,14 +74,19 @@ def batches(rng: np.random.Generator, state: PagedKV, chunks: list[tuple[int, in
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
     heads, kv_heads, head_dim = shape
     options = dict(options)
-    window, causal = options.pop("window", None), options.pop("causal", True)
+    window, causal, gated = options.pop("window", None), options.pop("causal", True), options.pop("gate", False)
     here, there = batches(rng, PagedKV(kv_heads, head_dim, head_dim, window=window, causal=causal), chunks)
     q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
-    expected = paged_attention(q, here.state_of(0), **given)
+    gate = floats(rng, *q.shape) if gated else None
+    expected = paged_attention(q, here.state_of(0), **given, gate=_gate(gate))
     given = {name: asarray(value) if isinstance(value, np.ndarray) else value for name, value in given.items()}
-    y = paged_attention(asarray(q), there.state_of(0), **given).get()
+    y = paged_attention(asarray(q), there.state_of(0), **given, gate=_gate(gate, asarray)).get()
     return _by_sequence(chunks, here, y, expected, HALF)
+
+
+def _gate(values: Any, asarray: Any = np.asarray) -> HeadGate | None:
+    return None if values is None else HeadGate(asarray(values), "sigmoid")
 
 
 def _by_sequence(

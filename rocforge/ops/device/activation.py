@@ -9,7 +9,7 @@ from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.operands import empty_operand
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.device.strided import a_thread_each, blocks, float32, rows_of
+from rocforge.ops.device.strided import a_thread_each, blocks, float32, heads_of, rows_of
 from rocforge.ops.types import Array
 
 ALPHA, LIMIT = 1.702, 7.0
@@ -46,7 +46,7 @@ _GATED = {
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
 _scale_rows = Kernel("activation.hip", "scale_rows", "float32* float32* float32* uint32 uint64 uint64")
-_clip = Kernel("activation.hip", "clip", "float32* float32* float32 uint32 uint64 uint64")
+_clip = Kernel("activation.hip", "clip", "float32* float32* float32 uint32 uint64 uint32 uint64 uint64")
 _scale_columns = Kernel("activation.hip", "scale_columns", "float32* float32* float32* uint32 uint64")
 _sparsify = Kernel("activation.hip", "sparsify", "float32* float32* float32 uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
@@ -108,9 +108,14 @@ def scale_rows(x: Array, factors: Array) -> Array:
 
 
 def clip(x: Array, limit: float) -> Array:
-    (data, stride), out = rows_of(x), cupy_module().empty(x.shape, np.float32)
+    out = cupy_module().empty(x.shape, np.float32)
     if x.size:
-        _clip(*a_thread_each(x.size), (out, data, limit, x.size // len(x), stride, x.size))
+        columns = run = x.size // len(x)
+        if x.ndim == 3:
+            (data, stride, run_stride), run = heads_of(x), x.shape[2]
+        else:
+            (data, stride), run_stride = rows_of(x), 0
+        _clip(*a_thread_each(x.size), (out, data, limit, columns, stride, run, run_stride, x.size))
     return out
 
 

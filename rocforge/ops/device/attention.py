@@ -19,9 +19,9 @@ from rocforge.errors import UnsupportedModelError
 from rocforge.formats.planar import CELL
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
 from rocforge.ops.device.plan import OperandForm, form_for
-from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
+from rocforge.ops.device.strided import ALIGNMENT, a_thread_each, aligned, blocks, float32, heads_of, rows_of
 from rocforge.ops.state import BLOCK_SIZE, PackedRows, PagedLayer
-from rocforge.ops.types import Array, Weight
+from rocforge.ops.types import Array, HeadGate, Weight
 
 MOST_GROUP = 12 << 10
 """Elements of the query heads that share a key head, whose results a block of decode attention has in LDS."""
@@ -59,12 +59,13 @@ def attend(
     softcap: float | None,
     sinks: Array,
     slopes: Array,
+    gate: HeadGate | None,
     consumer: Weight | None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query, and keys to store."""
     if layer.queries[1] > 1 or fresh.k is None:
-        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, slopes, consumer)
-    return paged_attention(q, layer, scale, softcap, sinks, slopes, consumer, fresh)
+        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, slopes, gate, consumer)
+    return paged_attention(q, layer, scale, softcap, sinks, slopes, gate, consumer, fresh)
 
 
 def paged_attention(
@@ -74,12 +75,13 @@ def paged_attention(
     softcap: float | None,
     sinks: Array,
     slopes: Array,
-    consumer: Weight | None,
+    gate: HeadGate | None = None,
+    consumer: Weight | None = None,
     fresh: Fresh | None = None,
 ) -> Array:
     """As rocforge.ops.attention.paged_attention; `fresh` is stored before, where all sequences have one query."""
     out = _room_for(consumer, (*q.shape[:2], layer.values.shape[-1]), layer.queries[1] == 1)
-    _attend(out, q, layer, (sinks, slopes), (scale, softcap or 0.0), fresh=fresh)
+    _attend(out, q, layer, (sinks, slopes), (scale, softcap or 0.0), gate, fresh)
     return out if consumer is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
@@ -139,6 +141,7 @@ def _attend(
     layer: PagedLayer,
     of_heads: tuple[Array, Array],
     scale_and_cap: tuple[float, float],
+    gate: HeadGate | None = None,
     fresh: Fresh | None = None,
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
@@ -151,6 +154,8 @@ def _attend(
     sinks, slopes = (None if a is None else float32(a) for a in of_heads)
     (kv_heads, head_dim), value_dim = layer.keys.shape[-2:], layer.values.shape[-1]
     macros = types_of(layer) + (() if slopes is None else (("RF_ALIBI", "1"),))
+    if gate is not None:
+        macros += (("RF_GATE", gate.unit), ("RF_GATE_STEP", str(int(gate.values.shape[2] > 1))))
     group, device = q.shape[1] // kv_heads, q.device.id
     card, tuned = card_of(device), tuning.of(device)
     count, stride = layer.tables.shape
@@ -159,6 +164,7 @@ def _attend(
     common = {"q": q, **cache_arrays(layer), "tables": layer.tables, "lengths": layer.lengths}
     common |= {"query_starts": layer.query_starts, "sinks": sinks, "slopes": slopes, "table_stride": stride}
     common |= {
+        "gates": _gates(gate),
         "kv_heads": kv_heads,
         "scale": scale,
         "softcap": softcap,
@@ -190,6 +196,16 @@ def _attend(
         prefill((tiles, kv_heads, cut.parts), (cut.threads,), args, cut.shared)
 
 
+def _gates(gate: HeadGate | None) -> tuple[Array, int, int]:
+    """What HeadGates in head_gates.h has."""
+    if gate is None:
+        return None, 0, 0
+    values, stride, head_stride = heads_of(gate.values)
+    if gate.values.shape[2] > 1 and (values.data.ptr | 4 * stride | 4 * head_stride) % ALIGNMENT:
+        values, stride, head_stride = heads_of(aligned(float32(gate.values)))
+    return values, stride, head_stride
+
+
 _NOTHING_BEFORE = {
     **dict.fromkeys(("new_keys", "new_values", "slots", "cos", "sin", "q_norm", "k_norm")),
     **dict.fromkeys(("k_stride", "v_stride", "rotated_pairs", "neox", "values_normed"), 0),
@@ -200,9 +216,10 @@ _NOTHING_BEFORE = {
 def _before(q: Array, fresh: Fresh | None) -> tuple[Array, dict[str, Any]]:
     """The queries, and what attention_decode does before it attends: nothing, or what is left of `fresh`."""
     if fresh is None:
-        return float32(q), {**_NOTHING_BEFORE, "q_stride": q.shape[1] * q.shape[2]}
-    (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
-    rows = {"new_keys": k, "new_values": v, "q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
+        return float32(q), {**_NOTHING_BEFORE, "q_stride": q.shape[1] * q.shape[2], "q_head_stride": q.shape[2]}
+    (q, q_stride, q_head_stride), (k, k_stride), (v, v_stride) = heads_of(q), rows_of(fresh.k), rows_of(fresh.v)
+    rows = {"new_keys": k, "new_values": v, "k_stride": k_stride, "v_stride": v_stride}
+    rows |= {"q_stride": q_stride, "q_head_stride": q_head_stride}
     return q, {**rows, "rotated_pairs": fresh.pairs, **_angles_and_norms(fresh)}
 
 
@@ -296,9 +313,9 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
     kv_heads, (k, k_stride), (v, v_stride) = 0, (None, 0), (None, 0)
     if fresh.k is not None:
         kv_heads, (k, k_stride), (v, v_stride) = fresh.k.shape[1], rows_of(fresh.k), rows_of(fresh.v)
-    q, q_stride = rows_of(q)
+    q, q_stride, q_head_stride = heads_of(q)
     args = {"q_out": out, **cache_arrays(layer), "q": q, "k": k, "v": v, "pairs": fresh.pairs}
-    args |= {"q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
+    args |= {"q_stride": q_stride, "q_head_stride": q_head_stride, "k_stride": k_stride, "v_stride": v_stride}
     args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}
     rows = tokens * (heads + 2 * kv_heads)
     grid, block = a_thread_each(rows * card_of(out.device.id).wave)

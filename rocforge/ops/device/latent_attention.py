@@ -153,7 +153,7 @@ def expanded_attention(
     own, rotated = (empty((len(plan.alone), heads, n), np.float32) for n in (dim - shared, shared))
     whole = empty((tokens, heads, dim), np.float32)
     _store((own, rotated, whole), q, latents, keys, layer, rotation, norm, eps, factors)
-    out = paged_attention(whole, _expanded(layer, weights, shared, plan), scale, None, None, None, None)
+    out = paged_attention(whole, _expanded(layer, weights, shared, plan), scale, None, None, None)
     if layer.queries[0] > 1:
         return out
     alone = replace(layer, queries=(1, 1), lengths=plan.lengths, query_starts=plan.starts)

@@ -39,6 +39,21 @@ def rows_of(x: Array, dtype: type[np.floating] = np.float32) -> tuple[Array, int
     return cupy_module().ndarray((size,), x.dtype, memptr=x.data), stride
 
 
+def heads_of(x: Array) -> tuple[Array, int, int]:
+    """The memory of a CuPy array (rows, heads, elements), and how many elements its rows, and its heads, are apart.
+
+    As `rows_of`, but heads may be parts of wider ones as well, such as queries beside gates.
+    """
+    heads, elements = x.shape[1:]
+    if x.dtype != np.float32 or not x.size or min(x.strides) < 0 or (elements > 1 and x.strides[2] != x.itemsize):
+        x = float32(x)
+    if x.flags.c_contiguous:
+        return x, heads * elements, elements
+    row, head, _ = (stride // x.itemsize for stride in x.strides)
+    size = (len(x) - 1) * row + (heads - 1) * head + elements
+    return cupy_module().ndarray((size,), x.dtype, memptr=x.data), row, head
+
+
 def copy_into(target: Array, source: Array) -> None:
     """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape, as a copy, which is no kernel."""
     target.data.copy_from_device_async(source.data, source.nbytes)
