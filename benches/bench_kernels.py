@@ -41,9 +41,9 @@ from rocforge.ops.types import ExpertMatrices, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
 
-def cache_of(kv_heads: int, head_dim: int, tokens: int, kind: str = "f16") -> KVCache:
+def cache_of(kv_heads: int, head_dim: int, tokens: int, kind: str = "f16", window: int | None = None) -> KVCache:
     """As many layers as exceed the caches, full of random numbers."""
-    state = PagedKV(kv_heads, head_dim, head_dim, kind, kind)
+    state = PagedKV(kv_heads, head_dim, head_dim, kind, kind, window=window)
     layer = -(-tokens // 32) * state.block_nbytes(32, "gpu:0")
     return filled(max(2, min(64, -(-CACHES // layer))), state, tokens)
 
@@ -59,17 +59,24 @@ def filled(layers: int, state: PagedKV, tokens: int) -> KVCache:
 
 
 def decode_attention(
-    batch: int, context: int, heads: int, kv_heads: int, head_dim: int, kind: str = "f16"
+    batch: int,
+    context: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kind: str = "f16",
+    window: int | None = None,
+    sinks: bool = False,
 ) -> tuple[float, float]:
     """Seconds, and bytes read a second."""
     blocks = -(-context // 32)
-    cache = cache_of(kv_heads, head_dim, batch * blocks * 32, kind)
+    cache = cache_of(kv_heads, head_dim, batch * blocks * 32, kind, window)
     tables = np.random.default_rng(0).permutation(batch * blocks).reshape(batch, blocks)
     step = Batch.of(cache, [Chunk(context - 1, 1, table) for table in tables])
-    q = noise((batch, heads, head_dim))
+    q, of_heads = noise((batch, heads, head_dim)), noise((heads,)) if sinks else None
     layers = [step.state_of(layer) for layer in range(len(cache.paged[0].layers))]
-    time = seconds([lambda layer=layer: paged_attention(q, layer) for layer in layers])
-    return time, cache.nbytes / len(layers) / time
+    time = seconds([lambda layer=layer: paged_attention(q, layer, sinks=of_heads) for layer in layers])
+    return time, cache.nbytes / len(layers) * min(1, (window or context) / context) / time
 
 
 def prefill_attention(
@@ -177,6 +184,17 @@ def attention(report: Report) -> None:
     for tokens, before in [(2048, 0), (2048, 14336)]:
         time, rate = latent_prefill(tokens, before, 16, 512, 128, 64, 128)
         report.add(f"latent prefill {tokens} behind {before}, 16 heads, rank 512", time, rate=rate)
+
+
+def groups(report: Report) -> None:
+    """Decode of eight heads a key head, as Qwen 3.5 and 3.6 with experts, Gemma 4, gpt-oss and Qwen3 with experts."""
+    for heads in [(16, 2, 256), (16, 2, 512), (64, 8, 64), (32, 4, 128)]:
+        for batch, context in [(1, 100), (1, 1000), (1, 4096), (1, 32768), (64, 1000)]:
+            name = "decode batch {} context {} heads {}/{} x {}".format(batch, context, *heads)
+            report.add(name, *decode_attention(batch, context, *heads))
+    for batch, context in [(1, 1000), (1, 32768), (64, 1000)]:
+        name = f"decode batch {batch} context {context} heads 64/8 x 64, sinks, window 128"
+        report.add(name, *decode_attention(batch, context, 64, 8, 64, window=128, sinks=True))
 
 
 def packed(report: Report) -> None:
@@ -323,7 +341,7 @@ def sampling(report: Report) -> None:
 
 SUITES = {
     suite.__name__: suite
-    for suite in (attention, packed, norms, rope, recurrent, routing, expert_products, sampling, shares)
+    for suite in (attention, groups, packed, norms, rope, recurrent, routing, expert_products, sampling, shares)
 }
 
 

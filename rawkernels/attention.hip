@@ -4,8 +4,9 @@
 // RF_ALONE (whether there is one sequence, for which tuning may differ), RF_ALIBI where scores are biased by distance,
 // RF_GATE and RF_GATE_STEP where results have gates (head_gates.h), RF_VALUE_DIM where values are shorter than keys,
 // and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves), RF_STRIPES (waves that share out the tokens),
-// RF_MATRIX (whether they multiply on the matrix unit) and RF_PARTS (waves that share out the elements there). Sequence
-// lengths are read on the device, so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// RF_MATRIX (whether they multiply on the matrix unit), RF_PARTS (waves that share out the elements there) and
+// RF_RESIDENT (threads a multiprocessor that registers are left for). Sequence lengths are read on the device, so that
+// a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
 #include "cached_heads.h"
@@ -45,6 +46,8 @@ constexpr u32 THREADS = WAVES * RF_WAVE;
 RF_DEVICE u32 stripe_of_wave() { return wave() / (SLICES * PARTS); }
 RF_DEVICE u32 slice_of_wave() { return wave() / PARTS % SLICES; }
 
+// Floats of a head in LDS. On the matrix unit lanes have the same elements of two heads or four, in other banks so.
+constexpr u32 PLACE = RF_HEAD_DIM + (RF_MATRIX ? 4 : 0);
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
@@ -52,29 +55,30 @@ static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 512, "RF_HEAD_DIM is a mult
 static_assert(RF_VALUE_DIM % 8 == 0 && RF_VALUE_DIM <= RF_HEAD_DIM,
               "RF_VALUE_DIM is a multiple of 8 up to RF_HEAD_DIM");
 static_assert(THREADS <= 1024, "");
-static_assert(RF_TUNE_MOST_SPLITS <= 64, "eight teams of eight, with four bits each of a counter");
+static_assert(RF_TUNE_MOST_SPLITS < 128, "a byte of a counter");
 
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.
 struct Shared {
-    float highest[MOST_PARTS][RF_GROUP], sum[MOST_PARTS][RF_GROUP];
+    float highest[MOST_PARTS + 1][RF_GROUP], sum[STRIPES][RF_GROUP];
     union {
-        alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
+        alignas(16) float values[STRIPES][RF_GROUP][PLACE];
         f32x4 scores[2][WAVES][PARTS > 1 ? RF_WAVE : 1];  // of parts, by turns
+        f32x4 sums[WAVES][RF_WAVE];                       // of records
     };
     float top[RF_GROUP], total[RF_GROUP];
     float buffer[RF_HEAD_DIM];
     alignas(16) u8 newest_key[Keys::ROW + 2 * Keys::SCALES];  // of the newest token, as in the cache
     alignas(16) u8 newest_value[Values::ROW + 2 * Values::SCALES];
-    u32 last;
+    u32 place, sharers;  // of the blocks that share the sum of all splits
 };
 
 // From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` (tokens, heads, RF_VALUE_DIM), or activations for the product
 // that follows, the others null; what heads give, times their gates. A sequence with other than one query, by
 // query_starts (sequences + 1,), is left alone; one of length zero gives zeros. A split takes an equal share of the
-// tokens, in whole blocks of the cache; no more than `unsplit` tokens are not split. The last split of a head to
-// finish, by `counters` (sequences * kv_heads, zero before and after), combines them all from `partials` (sequences,
-// kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)), or what teams of them have combined.
+// tokens, in whole blocks of the cache; no more than `unsplit` tokens are not split. The last splits of a head to
+// finish, by `counters` (sequences * kv_heads, zero before and after), combine them all from `partials` (sequences,
+// kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)).
 // With new_keys, rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and
 // values of the queries' tokens are stored first, values normalized without a weight where they are `values_normed`;
 // without, of what follows it only the strides of q count, and the queries are spread as the keys are.
@@ -137,7 +141,7 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
         }
         bool key = row == RF_GROUP;
         const float* norm = key ? p.k_norm : p.q_norm;
-        float* place = key ? shared.buffer : queries + row * RF_HEAD_DIM;
+        float* place = key ? shared.buffer : queries + row * PLACE;
         if (norm) rms_norm_head(head, norm, p.eps);
         if (p.new_keys) rotate_head(head, place, rotation), spread(head);
         if (key) {
@@ -181,38 +185,49 @@ typedef LaneTokens Tokens;
 #endif
 static_assert(RF_BLOCK_SIZE % Tokens::STEP == 0, "a wave's step lies in one block of the cache");
 
-// Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
-template <class Type>
-RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32 end, u32 kv_heads, u32 kv_head) {
-    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 128, LINES = (Type::ROW + LINE - 1) / LINE;
-    for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
-        u32 token = begin + i / LINES;
-        CachedRow row = block_of<Type>(cache, table, token, kv_heads, kv_head).row(token % RF_BLOCK_SIZE);
-        prefetch(row.elements + i % LINES * LINE);
-    }
+// Asks for a row's bytes to be on their way.
+RF_DEVICE void prefetch_row(CachedRow row, u32 nbytes) {
+    const u32 LINE = 128;
+    RF_UNROLL
+    for (u32 at = 0; at < nbytes; at += LINE) prefetch(row.elements + at);
 }
 
 constexpr u32 SIZE = RF_GROUP * RF_VALUE_DIM, RECORD = RF_GROUP * (RF_VALUE_DIM + 4);
-// Splits whose records one block combines, and those of a team where there are more.
-constexpr u32 DIRECT = RF_TUNE_COMBINE_NBYTES / (4 * RECORD), TEAM = 8;
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
 
 RF_DEVICE f32x4 add_scaled(f32x4 sum, f32x4 v, float factor) {
     return make_f32x4(sum.x + factor * v.x, sum.y + factor * v.y, sum.z + factor * v.z, sum.w + factor * v.w);
 }
 
-// Turns the highest scores of `parts` results of each head into the factors that bring them together, and leaves the
-// head's highest score of all and the sum. The whole block takes part, a wave a head.
-RF_DEVICE void factors_of(Shared& shared, u32 parts) {
+// A result's highest score of a head, and its sum.
+struct Scale {
+    float highest, sum;
+};
+
+// Leaves in shared.highest the factors that bring together `parts` results of each head, up to MOST, and the head's
+// highest score of all and the sum, from each(part, head). The whole block takes part, a wave a head.
+template <u32 MOST, class Each>
+RF_DEVICE void factors_of(Shared& shared, u32 parts, Each each) {
+    const u32 OWN = (MOST + RF_WAVE - 1) / RF_WAVE;
     barrier();
     for (u32 head = wave(); head < RF_GROUP; head += WAVES) {
+        Scale own[OWN];
         float highest = LOWEST, sum = 0;
-        for (u32 p = lane(); p < parts; p += RF_WAVE) highest = maximum(highest, shared.highest[p][head]);
+        RF_UNROLL
+        for (u32 i = 0; i < OWN; ++i) {
+            u32 part = lane() + i * RF_WAVE;
+            own[i] = {LOWEST, 0};
+            if (part < parts) own[i] = each(part, head);
+            highest = maximum(highest, own[i].highest);
+        }
         highest = wave_max(highest);
-        for (u32 p = lane(); p < parts; p += RF_WAVE) {
-            float factor = fast_exp2(shared.highest[p][head] - highest);
-            sum += factor * shared.sum[p][head];
-            shared.highest[p][head] = factor;
+        RF_UNROLL
+        for (u32 i = 0; i < OWN; ++i) {
+            u32 part = lane() + i * RF_WAVE;
+            if (part >= parts) continue;
+            float factor = fast_exp2(own[i].highest - highest);
+            sum += factor * own[i].sum;
+            shared.highest[part][head] = factor;
         }
         sum = wave_sum(sum);
         if (lane() == 0) shared.total[head] = sum, shared.top[head] = highest;
@@ -268,73 +283,103 @@ RF_DEVICE void store_sums(float* record, const Shared& shared) {
     record[SIZE + 2 * thread_x() + 1] = shared.total[thread_x()];
 }
 
-// `count` records, each `stride` floats behind the one before.
-struct Records {
-    const float* first;
-    u32 stride, count;
-};
-
-// Groups of threads take every COMBINERS-th record.
-constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
+// A wave's elements of a record at a time. Where splits are more than DIRECT, blocks share the sum of their records, a
+// chunk at a time each, whose records all waves of the block share out; else it is the last block's, and waves share
+// out records where there are more waves than chunks. So an element's terms are added in the same order, however many
+// blocks there are.
+constexpr u32 CHUNK = 4 * RF_WAVE, CHUNKS = (SIZE + CHUNK - 1) / CHUNK;
+constexpr u32 DIRECT = RF_TUNE_COMBINE_NBYTES / (4 * RECORD);
 constexpr u32 TOGETHER = RF_TUNE_COMBINE_LOADS;  // records whose loads are on their way at a time
 
-// What the last split does: the sum of records, to one of them, or to the output where `to` is null.
-RF_DEVICE void combine(Shared& shared, const Output& output, float* to, const Records& records, const float* sinks,
-                       u32 first_head) {
-    for (u32 i = thread_x(); i < records.count * RF_GROUP; i += THREADS) {
-        const float* pair = records.first + i / RF_GROUP * records.stride + SIZE + 2 * (i % RF_GROUP);
-        shared.highest[i / RF_GROUP][i % RF_GROUP] = pair[0], shared.sum[i / RF_GROUP][i % RF_GROUP] = pair[1];
-    }
-    factors_of(shared, records.count);
-    u32 combiner = COMBINERS > 1 ? thread_x() / QUADS : 0;
-    for (u32 r = 0; r < ROUNDS; ++r) {
-        u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
-        u32 head = at / RF_VALUE_DIM;
-        f32x4 sum = make_f32x4(0, 0, 0, 0), gates = to ? sum : output.load_gates(at);
-        // loads that depend on no branch are on their way together
-        for (u32 s = combiner; s < (combiner < COMBINERS ? records.count : 0); s += TOGETHER * COMBINERS) {
-            f32x4 parts[TOGETHER];
-            RF_UNROLL
-            for (u32 t = 0; t < TOGETHER; ++t) {
-                u32 record = minimum(i32(s + t * COMBINERS), i32(records.count - 1));
-                parts[t] = load<f32x4>(records.first + record * records.stride + at);
-            }
-            RF_UNROLL
-            for (u32 t = 0; t < TOGETHER; ++t)
-                sum = add_scaled(sum, parts[t],
-                                 s + t * COMBINERS < records.count ? shared.highest[s + t * COMBINERS][head] : 0.0f);
-        }
-        if (COMBINERS > 1) {
-            float* values = &shared.values[0][0][0];
-            if (combiner < COMBINERS) *reinterpret_cast<f32x4*>(values + combiner * SIZE + i) = sum;
-            barrier();
-            sum = make_f32x4(0, 0, 0, 0);
-            for (u32 c = 0; c < COMBINERS; ++c) sum = add_scaled(sum, load<f32x4>(values + c * SIZE + i), 1.0f);
-            if (combiner > 0) i = SIZE;
-        }
-        if (to) {
-            if (i < SIZE) *reinterpret_cast<f32x4*>(to + i) = sum;
-        } else {
-            float factor = normalizer(shared, head, sinks, first_head);
-            output.write(i, output.gated(add_scaled(make_f32x4(0, 0, 0, 0), sum, factor), gates));
-        }
-    }
-    if (to) store_sums(to, shared);
+// The counter of a head's splits, in bytes: how many have begun; how many have ended; how many had ended when the last
+// one began; and how many of the blocks that share the sum have seen all splits ended. A block waits for others only
+// where all have begun: those are running, and wait for nothing before they end.
+constexpr u32 BEGUN = 1, ENDED = 1 << 8, EARLY = 1 << 16, SEEN = 1 << 24;
+RF_DEVICE u32 begun(u32 count) { return count & 255; }
+RF_DEVICE u32 ended(u32 count) { return count >> 8 & 255; }
+RF_DEVICE u32 early(u32 count) { return count >> 16 & 255; }
+RF_DEVICE u32 seen_by(u32 count) { return count >> 24; }
+
+// Counts a split as begun. What it is to add when it ends.
+RF_DEVICE u32 begin_split(u32* counter, u32 active) {
+    u32 before = atomic_add(counter, BEGUN);
+    return ENDED + (begun(before) == active - 1 ? ended(before) * EARLY : 0);
 }
 
-// Counts the block in a word, by adding `one`, and says whether the bits of `mask` now are `all`: then it is the last,
-// and sees what the others wrote before they were counted. The whole block takes part.
-RF_DEVICE bool is_last(Shared& shared, i32* counter, u32 one, u32 mask, u32 all) {
-    device_fence();
+// Counts the block's split as ended. The blocks that end last, `most` at most, and after the last one has begun, wait
+// for all and share the sum: each gets its place among them and how many there are, others zero. The whole block takes
+// part.
+RF_DEVICE void end_split(Shared& shared, u32* counter, u32 addend, u32 active, u32 most) {
+    fence_for_blocks();
     barrier();
-    if (thread_x() == 0) shared.last = ((u32(atomic_add(counter, i32(one))) + one) & mask) == all;
+    if (thread_x() == 0) {
+        u32 before = count_in(counter, addend), now = before + addend;
+        u32 place = active - 1 - ended(before);
+        bool stays = begun(before) == active && place < most;
+        while (stays && ended(now) < active) now = counted(counter);
+        shared.place = place;
+        shared.sharers = stays ? minimum(i32(active - early(now)), i32(most)) : 0;
+    }
     barrier();
-    if (shared.last) device_fence();
-    return shared.last;
+    fence_for_blocks();
+}
+
+RF_DEVICE void load_records(f32x4 (&parts)[TOGETHER], const float* records, u32 count, u32 at, u32 first, u32 stride) {
+    RF_UNROLL
+    for (u32 t = 0; t < TOGETHER; ++t)
+        parts[t] = load<f32x4>(records + minimum(i32(first + t * stride), i32(count - 1)) * RECORD + at);
+}
+
+// The block's share of the sum of `count` records, to the output.
+RF_DEVICE void combine(Shared& shared, const Output& output, const float* records, u32 count, const float* sinks,
+                       u32 first_head) {
+    u32 place = shared.place, sharers = shared.sharers;
+    u32 own = (CHUNKS - place + sharers - 1) / sharers;  // chunks of this block
+    const u32 FEW = at_least(WAVES / CHUNKS, 1);
+    u32 readers = count > DIRECT ? WAVES : FEW;
+    used_from_here(readers);  // scalar registers are few
+    u32 at_a_time = WAVES / readers;
+    u32 reader = wave() % readers, turn = wave() / readers;
+    f32x4 parts[TOGETHER];
+    for (u32 c = 0; c < own; c += at_a_time) {
+        bool has_chunk = turn < at_a_time && c + turn < own;
+        u32 i = has_chunk ? (place + (c + turn) * sharers) * CHUNK + 4 * lane() : SIZE, at = i < SIZE ? i : 0;
+        // the first records are on their way while the factors are made
+        load_records(parts, records, count, at, reader, readers);
+        f32x4 gates = output.load_gates(i);
+        if (c == 0) {
+            if (thread_x() < RF_GROUP) shared.highest[count][thread_x()] = 0;  // of what is read beyond the last
+            factors_of<RF_TUNE_MOST_SPLITS>(shared, count, [&](u32 split, u32 head) -> Scale {
+                const float* pair = records + split * RECORD + SIZE + 2 * head;
+                return {pair[0], pair[1]};
+            });
+        }
+        u32 head = at / RF_VALUE_DIM;
+        f32x4 sum = make_f32x4(0, 0, 0, 0);
+        for (u32 s = reader; s < count; s += TOGETHER * readers) {
+            if (s != reader) load_records(parts, records, count, at, s, readers);
+            RF_UNROLL
+            for (u32 t = 0; t < TOGETHER; ++t) {
+                u32 record = s + t * readers;
+                sum = add_scaled(sum, parts[t], shared.highest[minimum(i32(record), i32(count))][head]);
+            }
+        }
+        if (readers > 1) {
+            if (c > 0) barrier();  // the sums before have been read
+            shared.sums[wave()][lane()] = sum;
+            barrier();
+            sum = make_f32x4(0, 0, 0, 0);
+            if (reader == 0)
+                for (u32 r = 0; r < readers; ++r) sum = add_scaled(sum, shared.sums[wave() + r][lane()], 1.0f);
+        }
+        if (reader > 0 || !has_chunk) continue;
+        float factor = normalizer(shared, head, sinks, first_head);
+        output.write(i, output.gated(add_scaled(make_f32x4(0, 0, 0, 0), sum, factor), gates));
+    }
 }
 
 // Grid: (kv_heads, sequences, splits): first splits come first, which have tokens where others have none.
-RF_KERNEL_BOUND(THREADS, at_least(THREADS, Tokens::RESIDENT))
+RF_KERNEL_BOUND(THREADS, at_least(THREADS, RF_RESIDENT))
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();
@@ -344,7 +389,7 @@ rf_attention_decode(DecodeParams p) {
     i32 first = first_seen(length - 1, p.window, p.chunked);
     i32 origin = first / RF_BLOCK_SIZE * RF_BLOCK_SIZE, range = length - origin;
     i32 share = ((range + p.splits - 1) / p.splits + RF_BLOCK_SIZE - 1) / RF_BLOCK_SIZE * RF_BLOCK_SIZE;
-    if (range <= p.unsplit) share = p.unsplit;
+    if (length - first <= p.unsplit) share = p.unsplit + RF_BLOCK_SIZE;
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
@@ -353,11 +398,16 @@ rf_attention_decode(DecodeParams p) {
     Rotation rotation;
     if (wanted) {
         i32 start = begin + i32(stripe_of_wave() * Tokens::STEP);
+        // what comes behind the first steps: few blocks leave the memory idle, and all do until queries are there
+        i32 later = begin + i32(STRIPES * Tokens::STEP + thread_x());
+        u32 ahead = active <= 2 ? RF_TUNE_DECODE_PREFETCH : RF_TUNE_DECODE_PREFETCH_SPLIT;
+        bool prefetches = LOADS_BEFORE_WAIT && thread_x() < ahead && later < end;
+        u32 block = prefetches ? table[later / RF_BLOCK_SIZE] : 0;
         if (start < end) tokens.load_step(p, seen, start);
-        // few blocks leave the memory idle
-        if (LOADS_BEFORE_WAIT && active <= 2) {
-            prefetch_rows<Keys>(p.keys, table, begin, end, p.kv_heads, kv_head);
-            prefetch_rows<Values>(p.values, table, begin, end, p.kv_heads, kv_head);
+        if (prefetches) {
+            prefetch_row(HeadBlock<Keys>(p.keys, block, p.kv_heads, kv_head).row(later % RF_BLOCK_SIZE), Keys::ROW);
+            prefetch_row(HeadBlock<Values>(p.values, block, p.kv_heads, kv_head).row(later % RF_BLOCK_SIZE),
+                         Values::ROW);
         }
         if (p.new_keys)
             rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
@@ -372,13 +422,17 @@ rf_attention_decode(DecodeParams p) {
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;
 
+    u64 pair = u64(sequence) * p.kv_heads + kv_head;
+    u32* counter = reinterpret_cast<u32*>(p.counters) + pair;
     bool newest = p.new_keys && split == active - 1;
     const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
+    u32 addend = active > 1 && thread_x() == 0 ? begin_split(counter, active) : 0;
     tokens.accumulate(shared, p, queries, seen, begin, newest ? length - 1 : NO_TOKEN);
     f32x4 gates[GATES_AHEAD];
     if (active == 1) load_ahead(gates, output, 0);
-    factors_of(shared, STRIPES);
-    u64 pair = u64(sequence) * p.kv_heads + kv_head;
+    factors_of<STRIPES>(shared, STRIPES, [&](u32 stripe, u32 head) -> Scale {
+        return {shared.highest[stripe][head], shared.sum[stripe][head]};
+    });
     float* partials = p.partials + pair * p.splits * RECORD;
     float* record = partials + split * RECORD;
     for (u32 r = 0; r < ROUNDS; r += GATES_AHEAD) {
@@ -401,23 +455,12 @@ rf_attention_decode(DecodeParams p) {
     if (active == 1) return;
     store_sums(record, shared);
 
-    // Many large records would take a block long: teams of splits combine theirs first, in that of their first. Four
-    // bits of the counter then count a team's splits, and the team itself.
-    i32* counter = p.counters + pair;
-    u32 teams = active <= DIRECT ? 1 : (active + TEAM - 1) / TEAM, team = teams > 1 ? split / TEAM : 0;
-    u32 one = 1u << 4 * team, members = teams > 1 ? at_most(active - team * TEAM, TEAM) : active;
-    float* own = partials + team * TEAM * RECORD;
-    if (!is_last(shared, counter, one, teams > 1 ? 15 * one : ~0u, members * one)) return;
-    Records records = {own, RECORD, members};
-    RF_NO_UNROLL
-    while (true) {  // twice where there are teams
-        if (teams == 1 && thread_x() == 0) *counter = 0;
-        combine(shared, output, teams > 1 ? own : nullptr, records, p.sinks, kv_head * RF_GROUP);
-        if (teams == 1) return;
-        u32 full = 1u << 4 * (teams - 1), rest = active - (teams - 1) * TEAM;
-        if (!is_last(shared, counter, one, ~0u, (0x99999999 & (full - 1)) + (rest + 1) * full)) return;
-        records = {partials, TEAM * RECORD, teams}, teams = 1;
-    }
+    end_split(shared, counter, addend, active, u32(active) > DIRECT ? CHUNKS : 1);
+    if (shared.sharers == 0) return;
+    bool counts = thread_x() == 0 && shared.sharers > 1;
+    u32 others = counts ? seen_by(atomic_add(counter, SEEN)) : 0;
+    combine(shared, output, partials, active, p.sinks, kv_head * RF_GROUP);
+    if (thread_x() == 0 && others == shared.sharers - 1) *counter = 0;
 }
 
 }  // namespace rocforge

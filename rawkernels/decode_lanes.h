@@ -153,8 +153,6 @@ typedef Products<Keys, Keys::INTEGER>::Query Query;
 // What a lane has of a step's tokens.
 struct LaneTokens {
     static constexpr u32 STEP = LOADS * ROWS;
-    // Threads a multiprocessor that registers are left for.
-    static constexpr u32 RESIDENT = SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT);
     StepRows<Keys> keys;
     StepRows<Values> values;
 
@@ -175,7 +173,7 @@ struct LaneTokens {
         float sums[SLICE][PIECE];
         RF_UNROLL
         for (u32 h = 0; h < SLICE; ++h) {
-            query[h].load_from(inside ? q + (slice * SLICE + h) * RF_HEAD_DIM + dim : nullptr);
+            query[h].load_from(inside ? q + (slice * SLICE + h) * PLACE + dim : nullptr);
             RF_UNROLL
             for (u32 i = 0; i < PIECE; ++i) sums[h][i] = 0;
         }

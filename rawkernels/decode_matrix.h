@@ -153,7 +153,7 @@ struct Queries {
             RF_UNROLL
             for (u32 i = 0; i < 8; ++i) {
                 u32 element = 32 * r + KeyPart<KeyType>::first(part, i / 4) + i % 4;
-                x[i] = row < SLICE ? q[row * RF_HEAD_DIM + element] : 0.0f;
+                x[i] = row < SLICE ? q[row * PLACE + element] : 0.0f;
                 largest = maximum(largest, absolute(x[i]));
             }
             largest = reduce_lanes<4>(largest, Maximum());
@@ -209,7 +209,7 @@ struct Queries<KeyType, false> {
         for (u32 r = 0; r < RUNS; ++r) {
             RF_UNROLL
             for (u32 i = 0; i < 4; ++i) {
-                const float* x = q + row * RF_HEAD_DIM + 32 * r + 8 * part + 2 * i;
+                const float* x = q + row * PLACE + 32 * r + 8 * part + 2 * i;
                 pairs[r][i] = row < SLICE ? pack_fp16(x[0], x[1]) : 0;
             }
         }
@@ -243,10 +243,10 @@ RF_DEVICE void wait_for_parts() {
 struct MatrixTokens {
     static constexpr u32 STEP = 16, TILES = WIDTH / 16;
     static constexpr bool PACKED_ROWS = Keys::INTEGER && Values::INTEGER;
-    static constexpr u32 RESIDENT = PACKED_ROWS && PARTS == 1 ? at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT) : 384;
     static_assert(PACKED_ROWS ? WIDTH == 128 : (Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_VALUE_DIM), "");
     KeyPart<Keys> keys[2];
     ValuePart<Values> values[4];
+    u32 next_block;  // of the cache: that of the step behind, read a step before its rows are
 
     static RF_MEMBER u32 row() { return lane() / 4; }
     static RF_MEMBER u32 part() { return lane() % 4; }
@@ -268,7 +268,11 @@ struct MatrixTokens {
     }
     RF_MEMBER void load_step(const DecodeParams& p, const Seen& seen, u32 start) {
         u32 block = seen.table[start / RF_BLOCK_SIZE];
+        next_block = block_at(seen, start + STRIPES * STEP);
         load_keys(p.keys, seen, start, block), load_values(p.values, seen, start, block);
+    }
+    static RF_MEMBER u32 block_at(const Seen& seen, u32 start) {
+        return start < seen.end ? seen.table[start / RF_BLOCK_SIZE] : 0;
     }
     RF_MEMBER void put(Shared& shared, u32 start, u32 newest) {
         CachedRow key = part_of_wave<Keys>({shared.newest_key, shared.newest_key + Keys::ROW});
@@ -319,7 +323,7 @@ struct MatrixTokens {
     RF_MEMBER void accumulate(Shared& shared, const DecodeParams& p, const float* q, const Seen& seen, u32 begin,
                               u32 newest) {
         u32 first_head = slice_of_wave() * SLICE, stripe = stripe_of_wave(), first = wave() % PARTS * WIDTH, turn = 0;
-        Queries<Keys, Keys::INTEGER> queries(q + first_head * RF_HEAD_DIM + first,
+        Queries<Keys, Keys::INTEGER> queries(q + first_head * PLACE + first,
                                              p.softcap > 0 ? p.scale : p.scale * LOG2E);
         barrier();  // q may lie where results go
         float slopes[2] = {};
@@ -334,8 +338,10 @@ struct MatrixTokens {
         for (u32 i = 0; i < TILES; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
         for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
             if (newest - start < STEP) put(shared, start, newest);
-            // rows of the next step are on their way as soon as those of this one have been used
-            u32 next = start + STRIPES * STEP, block = next < seen.end ? seen.table[next / RF_BLOCK_SIZE] : 0;
+            // rows of the next step are on their way as soon as those of this one have been used; loads return in
+            // order, so a table's entry that were read here would come behind this step's values
+            u32 next = start + STRIPES * STEP, block = next_block;
+            next_block = block_at(seen, next + STRIPES * STEP);
             float scores[4];
             queries.score(scores, keys);
             if (next < seen.end) load_keys(p.keys, seen, next, block);

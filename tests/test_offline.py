@@ -256,7 +256,7 @@ def test_attention_instructions(source, defines, target):
     """
     texts, given = [kernel.text for kernel in compilation(source, defines, target).result().values()], dict(defines)
     more = "RF_KEY_TYPE" in given or int(given["RF_HEAD_DIM"]) * int(given["RF_GROUP"]) >= 2048
-    assert sum(text.count("v_cndmask") for text in texts) < (200 if more else 100)
+    assert sum(text.count("v_cndmask") for text in texts) < (200 if more else 110)
 
 
 PAGE = """# Registers

@@ -1,6 +1,7 @@
 """How kernels are cut for each card: the shipped table, and what `rocforge tune` has measured."""
 
 import dataclasses
+import itertools
 import json
 import re
 import warnings
@@ -13,6 +14,7 @@ from rocforge.device.kernels import macros, source_folder, source_text, tuned_na
 from rocforge.device.tuning import TABLE, Tuning, shipped
 from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import CELL, PLANAR, planar_row_nbytes
+from rocforge.ops.device.attention import splits_of
 from rocforge.tune.work import FULL, cases
 
 FIELDS = {field.name for field in dataclasses.fields(Tuning)}
@@ -64,19 +66,33 @@ def test_decode_attention_fits(head_dim, group, wave):
 @pytest.mark.parametrize("alone", [True, False])
 def test_decode_attention_on_the_matrix_unit_fits(head_dim, parts, alone):
     """Waves share out heads of whole 64s, in parts of 128 or 64; two at least have the same part."""
-    everywhere = dataclasses.replace(shipped("sm_90"), decode_matrix_elements=0)
+    everywhere = dataclasses.replace(shipped("sm_90"), decode_matrix_group=0)
     for group in (1, 4, 8, 16):
         cut = geometry.decode(everywhere, head_dim, head_dim, group, 32, alone)
         assert cut.parts == parts and group % cut.heads == 0 and cut.heads <= 8
         assert cut.threads == cut.stripes * cut.parts * group // cut.heads * 32 <= 512
         assert cut.stripes == 1 or cut.stripes * group * head_dim <= everywhere.decode_lds_floats
         assert cut.stripes > 1 or 2 * group * head_dim > everywhere.decode_lds_floats or group > 8
-    for given in ((96, 96, 16), (192, 128, 16), (128, 128, 8)):  # odd sizes; short values; few elements
+    for given in ((96, 96, 16), (192, 128, 16), (256, 256, 4)):  # odd sizes; short values; few heads
         assert geometry.decode(shipped("sm_90"), *given, 32, alone).macros["RF_MATRIX"] == 0
+    assert not geometry.decode(shipped("sm_90"), 256, 256, 23, 32, alone).parts  # a head a wave, 46 waves
+    for given in ((64, 64, 8), (128, 128, 8), (256, 256, 8), (512, 512, 16)):
+        assert geometry.decode(shipped("sm_90"), *given, 32, alone).parts
     assert not geometry.decode(shipped("sm_75"), 512, 512, 8, 32, alone).parts
     for types in (("Q8_0", "Q4_0"), ("Q8_0", "FP8_E4M3"), ("F16", "Q8_0")):
         packed = geometry.decode(shipped("sm_90"), 256, 256, 1, 32, alone, types)
         assert packed.parts == (2 if types == ("Q8_0", "Q4_0") else 0)
+
+
+def test_splits_on_the_matrix_unit_all_run_at_a_time():
+    """No split waits for another to end: one that began late would end as late again. In lanes they may."""
+    for head_dim, heads, alone in itertools.product((64, 128, 256, 512), (1, 2, 3, 4, 8, 40, 128, 1000), (True, False)):
+        cut = geometry.decode(shipped("sm_90"), head_dim, head_dim, 8, 32, alone)
+        splits = splits_of(132, heads, 1 << 20, shipped("sm_90"), cut.blocks)
+        assert splits == 1 or (splits * heads <= 132 * cut.blocks and splits <= 64)
+        assert splits == 64 or (splits + 1) * heads > 132 * cut.blocks >= 132
+        assert cut.blocks * cut.threads <= cut.resident <= 768
+    assert splits_of(132, 8, 1 << 20, shipped("sm_90")) == 33 and splits_of(132, 8, 64, shipped("sm_90")) == 2
 
 
 def test_prefill_attention_fits():

@@ -280,12 +280,37 @@ RF_DEVICE void wait_for_previous() {
     let_next_begin();
 }
 
-// Global writes of this thread before are seen by the device's other threads before those after.
-RF_DEVICE void device_fence() {
-#ifdef RF_PLATFORM_AMD
-    __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "agent");
+// A word that blocks of the device count in, and the old value: writes of a block before a barrier, and before it counts,
+// are seen by who counts later, or reads a later value, and by its block after a barrier.
+RF_DEVICE u32 count_in(u32* word, u32 n) {
+#if defined(RF_PLATFORM_AMD)
+    return __hip_atomic_fetch_add(word, n, __ATOMIC_ACQ_REL, __HIP_MEMORY_SCOPE_AGENT);
+#elif defined(RF_PLATFORM_NVIDIA)
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(word), "r"(n) : "memory");
+    return old;
 #else
-    __threadfence();
+    return __atomic_fetch_add(word, n, __ATOMIC_ACQ_REL);
+#endif
+}
+RF_DEVICE u32 counted(const u32* word) {
+#if defined(RF_PLATFORM_AMD)
+    return __hip_atomic_load(word, __ATOMIC_ACQUIRE, __HIP_MEMORY_SCOPE_AGENT);
+#elif defined(RF_PLATFORM_NVIDIA)
+    u32 value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+#else
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+#endif
+}
+// Before the first of these barriers, on the threads that have written, and after the second, on those that read. PTX
+// orders what is before a barrier before what is counted after.
+RF_DEVICE void fence_for_blocks() {
+#if defined(RF_PLATFORM_AMD)
+    __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "agent");
+#elif defined(RF_PLATFORM_HOST)
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
 #endif
 }
 

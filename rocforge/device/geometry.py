@@ -151,18 +151,25 @@ def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
 
 class Decode(NamedTuple):
     """Of decode attention: query heads that a wave serves, waves that share out the tokens, waves that share out a
-    head's elements on the matrix unit, 0 where that is not used, and threads of a block."""
+    head's elements on the matrix unit, 0 where that is not used, threads of a block, and threads a unit that registers
+    are left for."""
 
     heads: int
     stripes: int
     parts: int
     threads: int
+    resident: int
 
     @property
     def macros(self) -> dict[str, int]:
         """Those of attention.hip."""
-        parts = {"RF_MATRIX": int(self.parts > 0), "RF_PARTS": max(self.parts, 1)}
+        parts = {"RF_MATRIX": int(self.parts > 0), "RF_PARTS": max(self.parts, 1), "RF_RESIDENT": self.resident}
         return {"RF_WAVE_HEADS": self.heads, "RF_STRIPES": self.stripes, **parts}
+
+    @property
+    def blocks(self) -> int:
+        """That a unit runs at a time on the matrix unit, where more would wait for these to end; 0 in lanes."""
+        return self.resident // self.threads if self.parts else 0
 
 
 def decode(
@@ -183,12 +190,21 @@ def decode(
     """
     parts = _decode_parts(tuning, head_dim, value_dim, group, types)
     most = 8 if parts else tuning.decode_heads if head_dim <= 256 else tuning.decode_heads // 2
-    heads = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
+    heads = _heads_of_wave(group, most)
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
     waves, slices = max(threads // wave, 2 * parts), group // heads
     fit = tuning.decode_lds_floats // (heads * head_dim)
     stripes = max(min(waves // (parts or 1), fit) // slices, 1)
-    return Decode(heads, stripes, parts, stripes * slices * (parts or 1) * wave)
+    threads = stripes * slices * (parts or 1) * wave
+    many = max(2 * threads, tuning.decode_resident)
+    if parts:  # rows of 128 float16, or of packed parts that share out heads, leave registers for fewer
+        small = head_dim // parts <= 64 or (types != ("F16", "F16") and parts == 1)
+        return Decode(heads, stripes, parts, threads, many if small else max(threads, 384))
+    return Decode(heads, stripes, parts, threads, threads if heads > 4 else many)
+
+
+def _heads_of_wave(group: int, most: int) -> int:
+    return max(n for n in range(1, min(group, most) + 1) if group % n == 0)
 
 
 def _decode_parts(tuning: Tuning, head_dim: int, value_dim: int, group: int, types: tuple[str, str]) -> int:
@@ -197,13 +213,14 @@ def _decode_parts(tuning: Tuning, head_dim: int, value_dim: int, group: int, typ
     Packed rows go there wherever it is, for they take more instructions in lanes.
     """
     if types == ("F16", "F16"):
-        width, least = math.gcd(head_dim, 128), tuning.decode_matrix_elements
+        width, least = math.gcd(head_dim, 128), tuning.decode_matrix_group
     elif set(types) <= {"Q8_0", "Q4_0"}:
         width, least = 128, 0 if tuning.decode_matrix_packed else ANY
     else:
         return 0
-    fits = head_dim == value_dim and head_dim % width == 0 and width >= 64
-    return head_dim // width if fits and group * head_dim >= least else 0
+    parts, slices = head_dim // width, group // _heads_of_wave(group, 8)
+    fits = head_dim == value_dim and head_dim % width == 0 and width >= 64 and parts * slices <= 16
+    return parts if fits and group >= least else 0
 
 
 class Prefill(NamedTuple):

@@ -68,18 +68,19 @@ class Tuning:
         decode_threads, decode_threads_alone: the most threads of decode attention; and for one sequence.
         decode_lds_floats: floats of LDS for their results.
         decode_heads: the most query heads that a wave serves.
-        decode_matrix_elements: of so many elements on of the query heads that share a key head, float16 keys and values
-            are multiplied on NVIDIA's matrix unit, from sm_80 on: in lanes, instructions are the limit.
+        decode_matrix_group: of so many query heads on that share a key head, float16 keys and values are multiplied on
+            NVIDIA's matrix unit, from sm_80 on: in lanes, instructions are the limit.
         decode_matrix_packed: whether packed ones are, of heads of whole 128.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
         decode_resident: as gemv_resident.
-        decode_blocks: blocks a unit that sequences are split into.
+        decode_blocks: blocks a unit that sequences are split into; on the matrix unit as many as it runs at a time.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
         split_heads: sequences times key heads up to which they are split; more fill any device without.
-        decode_prefetch: tokens of a split whose keys and values are asked for early.
+        decode_prefetch, decode_prefetch_split: tokens behind a split's first whose keys and values are asked for before
+            queries are there, up to as many as threads: of up to two splits of a sequence, and of more.
         combine_loads: parts of a sequence whose loads are in flight at a time when they are combined.
-        combine_nbytes: of parts that one block combines; where there are more, eight at a time are combined first.
+        combine_nbytes: of parts that one block combines; where there are more, blocks wait for all and share the sum.
         prefill_waves: of prefill attention.
         prefill_keys, prefill_keys_wide: keys of a tile; and for heads of more than 128.
         prefill_resident: as gemv_resident.
@@ -155,7 +156,7 @@ class Tuning:
     decode_threads_alone: int = 256
     decode_lds_floats: int = 8192
     decode_heads: int = 8
-    decode_matrix_elements: int = ANY
+    decode_matrix_group: int = ANY
     decode_matrix_packed: bool = False
     decode_loads: int = 4
     decode_resident: int = 512
@@ -164,6 +165,7 @@ class Tuning:
     most_splits: int = 64
     split_heads: int = 1 << 16
     decode_prefetch: int = 256
+    decode_prefetch_split: int = 0
     combine_loads: int = 8
     combine_nbytes: int = 160 << 10
     prefill_waves: int = 4
@@ -201,7 +203,7 @@ _CDNA2 = replace(_CDNA, then_norm_threads=1024)
 _RDNA3 = Tuning(float_tile_wide_tokens=ANY)
 # at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
 _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
-_AMPERE = replace(_NVIDIA, decode_matrix_elements=2048, decode_matrix_packed=True)
+_AMPERE = replace(_NVIDIA, decode_matrix_group=8, decode_matrix_packed=True)
 
 _H200 = replace(
     _AMPERE,

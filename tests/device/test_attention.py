@@ -90,10 +90,13 @@ def test_decode(heads: int, kv_heads: int, head_dim: int):
 
 
 @needs_mma
-@pytest.mark.parametrize("heads, kv_heads, head_dim", [(8, 1, 64), (4, 4, 128), (6, 2, 192), (16, 1, 256), (8, 1, 512)])
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim",
+    [(16, 2, 64), (4, 4, 128), (8, 1, 128), (6, 2, 192), (16, 1, 256), (16, 2, 256), (8, 1, 512)],
+)
 def test_decode_on_the_matrix_unit(heads: int, kv_heads: int, head_dim: int):
     """The same where waves have parts of a head's elements: one, two, three and four; heads that are few and many."""
-    with tuning.trying(decode_matrix_elements=0):
+    with tuning.trying(decode_matrix_group=0):
         test_decode(heads, kv_heads, head_dim)
 
 
@@ -176,19 +179,22 @@ def test_lengths_are_read_by_the_launch():
     assert not cache.counters.any()
 
 
-def test_many_splits_are_combined_by_teams():
-    """Teams of eight splits, of which the last has one to eight, and a single team; the counters are ready again."""
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_many_splits_share_their_sum(head_dim: int):
+    """Up to 64 splits, whose last blocks share out the sum, all or one of them: the same bits each time, as different
+    blocks are last; and the counters are ready again. On the simulator, where blocks do not overlap, the last has all.
+    """
     rng = np.random.default_rng(12)
-    cache = filled(rng, 1, 64, 64)
+    cache = filled(rng, 1, head_dim, 64)
     batch = Batch.of(cache, [Chunk(2047, 1, range(64))])
-    q = rng.standard_normal((1, 4, 64), np.float32)
-    keys, values = (array.get().reshape(-1, 1, 64) for array in cache.paged[0].layers[0])
+    q = rng.standard_normal((1, 4, head_dim), np.float32)
+    keys, values = (array.get().reshape(-1, 1, head_dim) for array in cache.paged[0].layers[0])
     for length in [2048, 1, 300, 288, 257, 1025, 64, 2048]:
         batch.lengths[...] = length
         with tuning.trying(unsplit_tokens=32, combine_nbytes=0, decode_blocks=64):
-            y = paged_attention(cp.asarray(q), batch.state_of(0))
+            y, again = (paged_attention(cp.asarray(q), batch.state_of(0)) for _ in range(2))
         assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
-        assert not cache.counters.any()
+        assert (y == again).all() and not cache.counters.any()
 
 
 def test_patterns_that_are_no_softmax(rng):
@@ -349,14 +355,29 @@ def test_one_launch_with_rope_and_store(norms: bool, neox: bool | None):
 @needs_mma
 def test_options_and_stores_on_the_matrix_unit():
     """As in lanes: windows, caps, sinks, slopes, scores in the hundreds, and keys that the launch itself stores."""
-    with tuning.trying(decode_matrix_elements=0):
+    with tuning.trying(decode_matrix_group=0):
         for options in OPTIONS:
             test_options(options)
         test_large_scores()
         test_lengths_are_read_by_the_launch()
+        test_many_splits_share_their_sum(256)
         test_a_sequence_of_length_zero_gives_zeros()
         test_rounded_for_a_product()
         test_one_launch_with_rope_and_store(True, True)
+
+
+@needs_mma
+@pytest.mark.parametrize("unsplit", [32, 128])
+def test_windows_and_sinks_of_large_groups(unsplit: int):
+    """As in gpt-oss: eight heads of 64 a key head, a sink each, a window that begins at any place of a block, before
+    which tokens are not read; in one part, and in several."""
+    rng = np.random.default_rng(13)
+    cache = filled(rng, 2, 64, 64, window=128)
+    lengths, blocks = [1, 127, 128, 129, 160, 161, 255, 300], rng.permutation(64).tolist()
+    chunks = [Chunk(n - 1, 1, [blocks.pop() for _ in range(-(-n // 32))]) for n in lengths]
+    sinks = np.concatenate([[60.0, -60.0], 3 * rng.standard_normal(14)]).astype(np.float32)
+    with tuning.trying(decode_matrix_group=8, unsplit_tokens=unsplit):
+        check(rng, cache, chunks, heads=16, sinks=sinks)
 
 
 @pytest.mark.parametrize("count", [1, 9])

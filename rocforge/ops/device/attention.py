@@ -173,13 +173,13 @@ def _attend(
     }
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
-        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
+        types = geometry.decode_types(dict(macros))
+        cut = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types)
+        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned, cut.blocks)
         partials = cupy_module().empty(count * kv_heads * splits * group * (value_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros)
-        types = geometry.decode_types(dict(macros))
-        threads = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types).threads
-        decode((kv_heads, count, splits), (threads,), {**common, **to, **work, **before})
+        decode((kv_heads, count, splits), (cut.threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, value_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
@@ -229,14 +229,15 @@ def _angles_and_norms(fresh: Fresh) -> dict[str, Any]:
     return {**{name: getattr(fresh, name) for name in names}, **values, "neox": int(fresh.neox)}
 
 
-def splits_of(units: int, heads: int, longest: int, tuned: Tuning) -> int:
+def splits_of(units: int, heads: int, longest: int, tuned: Tuning, resident: int = 0) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed.
 
-    `heads` counts the key heads of all sequences.
+    `heads` counts the key heads of all sequences. Where a unit runs `resident` blocks at a time, there are no more.
     """
     if heads > tuned.split_heads:
         return 1
-    return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
+    wanted = resident * units // heads if resident else blocks(tuned.decode_blocks * units, heads)
+    return max(1, min(wanted, blocks(longest, BLOCK_SIZE), tuned.most_splits))
 
 
 def cache_arrays(layer: PagedLayer) -> dict[str, Array]:
