@@ -323,8 +323,7 @@ struct MatrixTokens {
     RF_MEMBER void accumulate(Shared& shared, const DecodeParams& p, const float* q, const Seen& seen, u32 begin,
                               u32 newest) {
         u32 first_head = slice_of_wave() * SLICE, stripe = stripe_of_wave(), first = wave() % PARTS * WIDTH, turn = 0;
-        Queries<Keys, Keys::INTEGER> queries(q + first_head * PLACE + first,
-                                             p.softcap > 0 ? p.scale : p.scale * LOG2E);
+        Queries<Keys, Keys::INTEGER> queries(q + first_head * PLACE + first, p.softcap > 0 ? p.scale : p.scale * LOG2E);
         barrier();  // q may lie where results go
         float slopes[2] = {};
         if constexpr (ALIBI) {
@@ -339,7 +338,7 @@ struct MatrixTokens {
         for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
             if (newest - start < STEP) put(shared, start, newest);
             // rows of the next step are on their way as soon as those of this one have been used; loads return in
-            // order, so a table's entry that were read here would come behind this step's values
+            // order, and an entry of the table that is read here comes behind this step's values
             u32 next = start + STRIPES * STEP, block = next_block;
             next_block = block_at(seen, next + STRIPES * STEP);
             float scores[4];

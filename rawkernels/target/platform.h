@@ -280,8 +280,8 @@ RF_DEVICE void wait_for_previous() {
     let_next_begin();
 }
 
-// A word that blocks of the device count in, and the old value: writes of a block before a barrier, and before it counts,
-// are seen by who counts later, or reads a later value, and by its block after a barrier.
+// A word that blocks of the device count in, and the old value: writes of a block before a barrier, and before it
+// counts, are seen by who counts later, or reads a later value, and by its block after a barrier.
 RF_DEVICE u32 count_in(u32* word, u32 n) {
 #if defined(RF_PLATFORM_AMD)
     return __hip_atomic_fetch_add(word, n, __ATOMIC_ACQ_REL, __HIP_MEMORY_SCOPE_AGENT);

@@ -174,12 +174,12 @@ def _attend(
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         types = geometry.decode_types(dict(macros))
-        cut = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types)
-        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned, cut.blocks)
+        decoding = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types)
+        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned, decoding.blocks)
         partials = cupy_module().empty(count * kv_heads * splits * group * (value_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros)
-        decode((kv_heads, count, splits), (cut.threads,), {**common, **to, **work, **before})
+        decode((kv_heads, count, splits), (decoding.threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, value_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
