@@ -32,6 +32,7 @@ def short(monkeypatch):
     "bench, sizes",
     [
         (bench_kernels.decode_attention, (2, 40, 8, 2, 64)),
+        (bench_kernels.decode_attention, (2, 40, 16, 2, 64, "f16", 32, True)),
         (bench_kernels.prefill_attention, (40, 8, 2, 64)),
         (bench_kernels.prefill_attention, (40, 2, 2, 192, "f16", 128, 32)),
         (bench_kernels.latent_prefill, (40, 32, 3, 96, 32, 16, 48)),
