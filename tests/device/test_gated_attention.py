@@ -61,7 +61,7 @@ def test_gates(heads: int, kv_heads: int, head_dim: int, whole: bool, unit: str)
 @needs_mma
 def test_gates_on_the_matrix_unit():
     """The same."""
-    with tuning.trying(decode_matrix_elements=0):
+    with tuning.trying(decode_matrix_group=0):
         test_gates(16, 2, 256, False, "sigmoid")
 
 
