@@ -300,8 +300,9 @@ RF_DEVICE u32 ended(u32 count) { return count >> 8 & 255; }
 RF_DEVICE u32 early(u32 count) { return count >> 16 & 255; }
 RF_DEVICE u32 seen_by(u32 count) { return count >> 24; }
 
-// Counts a split as begun. What it is to add when it ends.
+// Counts a split as begun, if blocks are to wait for each other. What it is to add when it ends.
 RF_DEVICE u32 begin_split(u32* counter, u32 active) {
+    if (active <= DIRECT) return BEGUN + ENDED;
     u32 before = atomic_add(counter, BEGUN);
     return ENDED + (begun(before) == active - 1 ? ended(before) * EARLY : 0);
 }
@@ -315,7 +316,7 @@ RF_DEVICE void end_split(Shared& shared, u32* counter, u32 addend, u32 active, u
     if (thread_x() == 0) {
         u32 before = count_in(counter, addend), now = before + addend;
         u32 place = active - 1 - ended(before);
-        bool stays = begun(before) == active && place < most;
+        bool stays = begun(now) == active && place < most;
         while (stays && ended(now) < active) now = counted(counter);
         shared.place = place;
         shared.sharers = stays ? minimum(i32(active - early(now)), i32(most)) : 0;
@@ -398,10 +399,9 @@ rf_attention_decode(DecodeParams p) {
     Rotation rotation;
     if (wanted) {
         i32 start = begin + i32(stripe_of_wave() * Tokens::STEP);
-        // what comes behind the first steps: few blocks leave the memory idle, and all do until queries are there
+        // what comes behind the first steps: few blocks leave the memory idle
         i32 later = begin + i32(STRIPES * Tokens::STEP + thread_x());
-        u32 ahead = active <= 2 ? RF_TUNE_DECODE_PREFETCH : RF_TUNE_DECODE_PREFETCH_SPLIT;
-        bool prefetches = LOADS_BEFORE_WAIT && thread_x() < ahead && later < end;
+        bool prefetches = LOADS_BEFORE_WAIT && active <= 2 && thread_x() < RF_TUNE_DECODE_PREFETCH && later < end;
         u32 block = prefetches ? table[later / RF_BLOCK_SIZE] : 0;
         if (start < end) tokens.load_step(p, seen, start);
         if (prefetches) {

@@ -77,8 +77,8 @@ class Tuning:
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
         split_heads: sequences times key heads up to which they are split; more fill any device without.
-        decode_prefetch, decode_prefetch_split: tokens behind a split's first whose keys and values are asked for before
-            queries are there, up to as many as threads: of up to two splits of a sequence, and of more.
+        decode_prefetch: tokens behind a split's first whose keys and values are asked for before queries are there, up
+            to as many as threads, of up to two splits of a sequence.
         combine_loads: parts of a sequence whose loads are in flight at a time when they are combined.
         combine_nbytes: of parts that one block combines; where there are more, blocks wait for all and share the sum.
         prefill_waves: of prefill attention.
@@ -165,7 +165,6 @@ class Tuning:
     most_splits: int = 64
     split_heads: int = 1 << 16
     decode_prefetch: int = 256
-    decode_prefetch_split: int = 0
     combine_loads: int = 8
     combine_nbytes: int = 160 << 10
     prefill_waves: int = 4
