@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from rocforge.device.streams import Stream
 from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes, batch_tokens
 from rocforge.engine.cards import CacheTypes, Cards, StepSizes
 from rocforge.engine.state import StateManager
+from rocforge.engine.step import StepRunner
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import blocks_for, kept_of, typed
 from rocforge.nn.transformer import Transformer
@@ -14,9 +16,8 @@ from rocforge.ops.state import BLOCK_SIZE
 class EngineCache:
     """The cache of an engine, as large as all cards have room for, and who has which blocks of it.
 
-    It is allocated on the current stream.
-
     Args:
+        stream: the current one, which it is allocated on.
         model: its weights loaded.
         types: of keys and of values; None: those that the model was loaded with.
         tokens, max_batch_tokens, max_requests: as `Engine` takes them.
@@ -35,6 +36,7 @@ class EngineCache:
 
     def __init__(
         self,
+        stream: Stream,
         model: Transformer,
         types: CacheTypes,
         tokens: int | None = None,
@@ -50,14 +52,19 @@ class EngineCache:
         states, context = typed(kept_of(model), *types), model.config.context
         count = 1 if self._cards is None else self._cards.group.size
         sizes = CacheSizes(states.values(), model.device, max_batch_tokens, count)
-        rooms = [sizes.room(tokens, context, max_requests)]
+        generates = model.device != "cpu" and model.generates
+        steps = 0
+        if generates and tokens is None and self._cards is None:
+            one = KVCache(states, [1] * len(sizes.blocks(1, 1)), slots=sizes.slots(1), device=model.device)
+            steps = StepRunner(stream, model, one, max_batch_tokens, max_requests, blocks_for(context)).rehearse()
+        rooms = [sizes.room(tokens, context, max_requests, steps)]
         if self._cards is not None:
             rooms += self._cards.ask("room", types, tokens, max_batch_tokens, max_requests)
         tokens, sequences = map(min, zip(*rooms, strict=True))
         self.tokens = blocks_for(tokens) * BLOCK_SIZE
         self.limit = min(context, self.tokens) if states else context
         self.step: StepSizes = None
-        if model.device != "cpu" and model.generates:
+        if generates:
             self.step = max_batch_tokens, max_requests, blocks_for(self.limit)
         blocks, slots = sizes.blocks(tokens, sequences), sizes.slots(sequences)
         self.arrays: KVCache | None = KVCache(states, blocks, slots=slots, device=model.device)

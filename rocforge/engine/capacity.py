@@ -20,8 +20,9 @@ MAX_REQUESTS = 256
 CPU_CACHE_TOKENS = 16384
 """The default size of the cache on the CPU."""
 MARGIN = 2 << 30
-"""The most that a cache leaves of a card alone, in bytes; an eighth of what is free, where that is less. Of one of
-several cards twice as much: sums and logits come in parts, and collectives have buffers."""
+"""The most that a cache leaves of a card alone, in bytes, beside what its steps are known to take; an eighth of what is
+free, where that is less. Of one of several cards twice as much: sums and logits come in parts, and collectives have
+buffers."""
 
 
 def batch_tokens(device: str) -> int:
@@ -81,16 +82,17 @@ class CacheSizes:
             blocks, nbytes, key=lambda count: self.nbytes(count * BLOCK_SIZE, sequences)
         )
 
-    def tokens_that_fit(self, context: int, sequences: int) -> int:
+    def tokens_that_fit(self, context: int, sequences: int, steps: int = 0) -> int:
         """Tokens of the cache for so many sequences that the device has room for, as far as they can use it.
 
-        Where that is less than one context, fewer sequences have room for their windows.
+        Where that is less than one context, fewer sequences have room for their windows. `steps` bytes stay free for
+        them, beside the margin.
 
         Raises:
             OutOfMemoryError: not even one block fits.
         """
         free = available_memory(self.device)
-        room, most = self._room(free), sequences * context
+        room, most = self._room(free - steps), sequences * context
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
         if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
@@ -98,25 +100,26 @@ class CacheSizes:
             raise OutOfMemoryError(problem)
         return tokens
 
-    def room(self, tokens: int | None, context: int, requests: int) -> tuple[int, int]:
+    def room(self, tokens: int | None, context: int, requests: int, steps: int = 0) -> tuple[int, int]:
         """Tokens, and running sequences, that an engine's cache has.
 
         Args:
             tokens: as asked for; None: the default.
             context: the longest sequence of the model.
             requests: that may run, at most.
+            steps: bytes that steps take beside the cache, as far as that is known.
 
         Raises:
             OutOfMemoryError: not even one block fits.
         """
         if self.device == "cpu":
             return tokens or min(context, CPU_CACHE_TOKENS), requests
-        tokens = tokens or self.tokens_that_fit(context, requests)
-        return tokens, self.sequences_that_fit(tokens, requests)
+        tokens = tokens or self.tokens_that_fit(context, requests, steps)
+        return tokens, self.sequences_that_fit(tokens, requests, steps)
 
-    def sequences_that_fit(self, tokens: int, most: int) -> int:
+    def sequences_that_fit(self, tokens: int, most: int, steps: int = 0) -> int:
         """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""
-        free = available_memory(self.device)
+        free = available_memory(self.device) - steps
         counts = range(1, most + 1)
         return max(1, bisect.bisect_right(counts, self._room(free), key=lambda n: self.nbytes(tokens, n)))
 
@@ -126,6 +129,6 @@ class CacheSizes:
 
 
 def margin(free: int, cards: int = 1) -> int:
-    """Bytes of what is free that a cache leaves for activations and libraries, on one of so many cards."""
+    """Bytes of what is free that a cache leaves for libraries, and for activations, on one of so many cards."""
     times = 1 if cards == 1 else 2
     return times * min(MARGIN, max(free, 0) // 8)

@@ -97,7 +97,7 @@ class Engine:
         self.stats = StepStats()
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
             self._cache = cache = EngineCache(
-                model, (cache_type_k, cache_type_v), cache_tokens, max_batch_tokens, max_requests
+                self._stream, model, (cache_type_k, cache_type_v), cache_tokens, max_batch_tokens, max_requests
             )
             if cache.step:
                 self._runner = StepRunner(self._stream, model, cache.opened(), *cache.step)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.background import BackgroundCompilation
+from rocforge.device.blas import workspace_nbytes
+from rocforge.device.cards import card_of
 from rocforge.device.distributed import ALONE, Group
 from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
@@ -100,6 +102,8 @@ class StepRunner:
         mixed = [StepShape(tokens, min(tokens, max_requests), True) for tokens in self.sizes]
         expanded = [replace(shape, expanded=room) for shape in mixed if (room := expansion_room(cache, shape.tokens))]
         self._cache, self.shapes = cache, [*decode, *mixed, *expanded]
+        # shapes share their memory: what the first ones have taken serves all that need less
+        self._largest_first = sorted(self.shapes, key=lambda shape: shape.tokens, reverse=True)
         self._inputs = StepInputs(cache, self.shapes, max_requests, width)
         self._sampler = DeviceSampler(stream, model.config.vocabulary, max_requests)
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
@@ -127,8 +131,7 @@ class StepRunner:
         if self._cards is not None:
             self._cards.post("compile")
         self.compile(lambda missing: progress(f"compiling {missing} programs"))
-        # the largest first: graphs share their memory, and what one has taken serves all that need less
-        for done, shape in enumerate(sorted(self.shapes, key=lambda shape: shape.tokens, reverse=True)):
+        for done, shape in enumerate(self._largest_first):
             progress(f"capturing steps: {done} of {len(self.shapes)}")
             for _ in range(2):
                 self._run(shape, [])
@@ -143,13 +146,25 @@ class StepRunner:
         compilation = BackgroundCompilation()
         request = Request([0], SamplingParams(temperature=0, logprobs=1, seed=0))
         with self._recorder.memory(), launches_recorded(compilation.add):
-            for shape in self.shapes:
+            for shape in self._largest_first:
                 ids, batch = self._inputs.batch(shape)
                 logits = self._model(ids, batch)
             self._sampler.launch(logits, [request], [0], [0])
         self._stream.synchronize()
         self._recorder.free_unused()
         compilation.wait(progress)
+
+    def rehearse(self) -> int:
+        """Bytes that graphs will take of the device: those of the largest shapes, in whose memory all others find room,
+        and the BLAS library's workspaces, of the stream and of the one that captures. No kernel is launched."""
+        with self._recorder.memory(), launches_recorded(lambda kernel: None):
+            for shape in {shape.mixed: shape for shape in reversed(self._largest_first)}.values():
+                ids, batch = self._inputs.batch(shape)
+                self._model(ids, batch)
+        self._stream.synchronize()
+        nbytes = self.memory_reserved
+        self._recorder.free_unused()
+        return nbytes + 2 * workspace_nbytes(card_of(cupy_module().cuda.runtime.getDevice()))
 
     @property
     def memory_reserved(self) -> int:

@@ -128,6 +128,18 @@ with rf.Engine(model, cache_tokens=4096, max_batch_tokens=2048) as engine:
     print("after:", run(engine, [[1, 2, 3]]) == wanted)
 """
 
+PREPARED = """
+with rf.Engine(model, max_batch_tokens=2048, max_requests=256) as engine:
+    engine.prepare()
+    print(engine.cache_tokens < 40_000, len(run(engine, [[1, 2, 3]])[0]))
+"""
+
+
+@only_simulated
+def test_a_cache_leaves_what_steps_take(path):
+    """An engine that sizes its own cache by what is free has room for all of its graphs."""
+    assert on_the_simulator(BEGIN + PREPARED, path, MEMORY=little_memory(112 << 20)) == "True 4\n"
+
 
 @only_simulated
 def test_a_pool_that_keeps_what_another_needs(path):
