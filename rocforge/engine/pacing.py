@@ -2,60 +2,84 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 INTER_TOKEN_MS = {"cpu": 20.0, "gpu": 50.0}
 """The default target for the time between two tokens of a request, by device."""
 FIRST_SHARE = 256
 """Prompt tokens of the first step beside decodes, when nothing has been measured."""
-LOOK_EVERY = 32
-"""One step in this many takes no prompt tokens, so that the time of decodes alone stays known while prompts wait."""
 LEAST_SHARE = 16
-"""The fewest prompt tokens of a step: it has costs beside decodes alone that fewer would not save."""
+"""The fewest prompt tokens of a step."""
+LOOK_EVERY = 32
+"""One step in this many takes a quarter of its share, so that it stays known what fewer tokens save."""
 GROWTH = 2.0
 MEMORY = 0.8
 OUTLIER = 4.0
 
 
-class Pacer:
-    """Fits prompts into steps of a target length, by the measured costs of the steps before.
+def longest_step(target: float, own: float) -> float:
+    """Seconds that a step may take which takes `own` without its prompts: the target, and more where these would get
+    less than half of it."""
+    return max(target, 2 * own)
 
-    A step takes the time of its decodes and that of its prompt tokens. Prompts get what the target leaves beside
-    decodes, and never less than decodes take: half of the device's time. What decodes take is measured in steps without
-    prompts: in one of LOOK_EVERY, and where their number has doubled or halved since.
+
+class _Average(NamedTuple):
+    """Tokens of steps, decodes included, and seconds."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def moved(self, tokens: int, seconds: float) -> _Average:
+        """Towards a step."""
+        weight = 1 - MEMORY if self.tokens else 1.0
+        return _Average(self.tokens + weight * (tokens - self.tokens), self.seconds + weight * (seconds - self.seconds))
+
+
+class Pacer:
+    """Fits prompts into steps of a target length, by the measured times of the steps before.
+
+    A step with prompts takes a time of its own, such as that of reading the weights, and one for each token. The line
+    through two averages gives both: one of steps that took about their share of prompt tokens, one of smaller steps.
+    Shares that are small beside a step's own time would waste the device, so steps take longer than the target then.
 
     Args:
         most: maximum prompt tokens a step.
-        target: seconds that a step with decodes should take at most.
+        target: seconds that a step with decodes should take at most; `longest_step` says when it takes more.
     """
 
     def __init__(self, most: int, target: float):
         self._most, self._target = most, target
-        self._share = min(FIRST_SHARE, most)
-        self._decode_seconds, self._decodes, self._since_look = 0.0, 0, 0
-        self._cost_times_squares, self._squares = 0.0, 0.0
+        self._share, self._steps = min(FIRST_SHARE, most), 0
+        self._full, self._small, self._cost = _Average(), _Average(), math.inf
 
-    def share(self, decodes: int) -> int:
-        """How many prompt tokens the next step may take beside so many decodes; 0 to look at decodes alone."""
-        look = self._since_look >= LOOK_EVERY or not self._decodes <= 2 * decodes <= 4 * self._decodes
-        return 0 if look else self._share
+    def share(self) -> int:
+        """How many prompt tokens the next step may take beside decodes."""
+        return max(self._share // 4, 1) if self._steps % LOOK_EVERY == 1 else self._share
 
     def observe(self, seconds: float, decodes: int, prompt_tokens: int) -> None:
         """Record the time of a step with `decodes` decoding requests and that many prompt tokens."""
         if not prompt_tokens:
-            weight = 1 - MEMORY if self._decodes == decodes else 1.0
-            self._decode_seconds += weight * (seconds - self._decode_seconds)
-            self._decodes, self._since_look = decodes, 0
             return
-        self._since_look += decodes > 0
-        extra = max(seconds - (self._decode_seconds if decodes else 0.0), 0.0)
-        if self._squares:  # a hiccup of the machine is not the cost of a prompt
-            extra = min(extra, OUTLIER * prompt_tokens * self._cost)
-        self._cost_times_squares = MEMORY * self._cost_times_squares + prompt_tokens * extra
-        self._squares = MEMORY * self._squares + prompt_tokens**2
-        allowed = max(self._target - self._decode_seconds, self._decode_seconds)
-        fitting = allowed / max(self._cost, 1e-12)
+        self._steps += decodes > 0
+        tokens = decodes + prompt_tokens
+        if self._full.tokens:  # a hiccup of the machine is not the cost of a prompt
+            seconds = min(seconds, OUTLIER * self._seconds(tokens))
+        small = 4 * tokens <= 3 * self._full.tokens
+        if not small or 2 * prompt_tokens > self._share or seconds > self._full.seconds:
+            self._full = self._full.moved(tokens, seconds)
+        if small:
+            self._small = self._small.moved(tokens, seconds)
+        more, mean = self._full.tokens - self._small.tokens, self._full.seconds / self._full.tokens
+        if 4 * more < self._full.tokens:
+            self._small = _Average()  # too near for a line, and from before the share fell
+        elif self._small.tokens:
+            self._cost = (self._full.seconds - self._small.seconds) / more
+        self._cost = min(max(self._cost, mean / 4), mean)
+        own = self._seconds(decodes)
+        fitting = (longest_step(self._target, own) - own) / max(self._cost, 1e-12)
         self._share = int(min(max(min(fitting, GROWTH * self._share), LEAST_SHARE), self._most))
 
-    @property
-    def _cost(self) -> float:
-        """Seconds of a prompt token: least squares over the last few steps."""
-        return self._cost_times_squares / self._squares
+    def _seconds(self, tokens: int) -> float:
+        """What a step with prompts takes that has so many tokens."""
+        return self._full.seconds + self._cost * (tokens - self._full.tokens)

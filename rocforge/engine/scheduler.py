@@ -100,10 +100,7 @@ class Scheduler:
         """Tokens of a step with so many decodes: of what the pacer allows, the nearest size."""
         budget = self.max_batch_tokens
         if pacer and decodes:
-            share = pacer.share(decodes)
-            if not share:
-                return decodes
-            budget = min(budget, decodes + share)
+            budget = min(budget, decodes + pacer.share())
         sizes = [size for size in self.sizes if size > decodes]
         return min(sizes, key=lambda size: abs(size - budget), default=budget)
 

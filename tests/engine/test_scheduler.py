@@ -146,10 +146,10 @@ def test_blocks_follow_each_other():
     assert table(only) == [1, 2]
 
 
-@pytest.mark.parametrize("share, counts", [(0, [1]), (1, [1, 1]), (2, [1, 2]), (100, [1, 5])])
+@pytest.mark.parametrize("share, counts", [(1, [1, 1]), (2, [1, 2]), (100, [1, 5])])
 def test_the_pacer_bounds_prompts_beside_decodes(share, counts):
-    """And nothing where no request decodes. A share of 0 is a look at decodes alone."""
-    pacer = SimpleNamespace(share=lambda decodes: share)
+    """And nothing where no request decodes."""
+    pacer = SimpleNamespace(share=lambda: share)
     first, prompt = request(*range(4)), request(*range(9))
     scheduler = scheduler_with(first, budget=6)
     assert step(scheduler, pacer) == [(first, 4)]
@@ -230,10 +230,10 @@ def test_many_short_prompts_are_not_cut_up():
     assert [count for _, count in step(scheduler)] == [301, 301, 256, 142]
 
 
-@pytest.mark.parametrize("share, tokens", [(0, 1), (1, 4), (7, 8), (9, 8), (14, 16), (40, 20)])
+@pytest.mark.parametrize("share, tokens", [(1, 4), (7, 8), (9, 8), (14, 16), (40, 20)])
 def test_steps_have_sizes(share, tokens):
     """The nearest to what the pacer allows."""
-    pacer = SimpleNamespace(share=lambda decodes: share)
+    pacer = SimpleNamespace(share=lambda: share)
     first, prompt = request(1), request(*range(100))
     scheduler = scheduler_with(first, blocks=100, budget=20)
     step(scheduler)
