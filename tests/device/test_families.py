@@ -10,6 +10,7 @@ from golden.families import FAMILIES
 
 import rocforge as rf
 from rocforge.device import tuning
+from rocforge.engine.scheduler import Scheduler
 from rocforge.load import load_model
 from rocforge.loading.warmup import record_kernels
 from rocforge.nn.batch import Batch, Chunk
@@ -158,3 +159,29 @@ def tokens_of(model, prompts, at_a_time):
         while engine.busy:
             errors |= {id(token.request): repr(token.error) for token in engine.step() if token.error}
     return [errors.get(id(request), request.output) for request in requests]
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+@pytest.mark.parametrize("name", ["qwen35moe", "gemma4-experts", "deepseek2-lite"])
+def test_under_load(tmp_path, name, monkeypatch):
+    """Requests that come and go, begin alike, are cancelled, and preempted in a cache for few of them: each gets the
+    tokens that it gets alone."""
+    families.build(tmp_path / "model.gguf", name)
+    model, rng, preempted = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu"), np.random.default_rng(5), []
+    prompts = [rng.integers(0, model.config.vocabulary, n).tolist() for n in rng.integers(1, 70, 8)]
+    prompts[5] = prompts[0][:40] + prompts[5][:9]
+    waiting, params = list(prompts), rf.SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+    preempt, sizes = Scheduler.preempt, {"max_batch_tokens": 48}
+    monkeypatch.setattr(Scheduler, "preempt", lambda *args: preempted.append(args) or preempt(*args))
+    with rf.Engine(model, cache_tokens=160, max_requests=5, **sizes) as engine:
+        requests, left = [], engine.add(prompts[2], params)
+        while waiting or engine.busy:
+            while waiting and len(engine.scheduler) < 6:
+                requests.append(engine.add(waiting.pop(0), params))
+            engine.step()
+            engine.cancel(left)
+    with rf.Engine(model, cache_tokens=640, max_requests=1, **sizes) as engine:
+        alone = [engine.add(prompt, params) for prompt in prompts]
+        while engine.busy:
+            engine.step()
+    assert [request.output for request in requests] == [request.output for request in alone] and preempted
