@@ -101,7 +101,7 @@ RF_KERNEL_BOUND(THREADS, 2 * THREADS) rf_delta_step(DeltaStepParams p) {
     if (at < n) step.scale[at] *= silu_of(p.gate[row * p.gate_stride + head * n + at]);
     if (has_channel) {
         float value = channel.convolved(p.x[row * p.x_stride + of_row]);
-        (of_key ? at < KEY_DIM ? step.q : step.k - KEY_DIM : step.v - 2 * KEY_DIM)[at] = value;
+        *(at < KEY_DIM ? step.q + at : of_key ? step.k + (at - KEY_DIM) : step.v + (at - 2 * KEY_DIM)) = value;
         if (!of_key) channel.keep();
     }
     if (at == THREADS - 1) {
