@@ -155,12 +155,11 @@ class StepRunner:
         compilation.wait(progress)
 
     def rehearse(self) -> int:
-        """Bytes that graphs will take of the device: those of the largest shapes, in whose memory all others find room,
+        """Bytes that graphs will take of the device: those of the largest shape, in whose memory all others find room,
         and the BLAS library's workspaces, of the stream and of the one that captures. No kernel is launched."""
         with self._recorder.memory(), launches_recorded(lambda kernel: None):
-            for shape in {shape.mixed: shape for shape in reversed(self._largest_first)}.values():
-                ids, batch = self._inputs.batch(shape)
-                self._model(ids, batch)
+            ids, batch = self._inputs.batch(self._largest_first[0])
+            self._model(ids, batch)
         self._stream.synchronize()
         nbytes = self.memory_reserved
         self._recorder.free_unused()
