@@ -56,7 +56,7 @@ rf_clip(float* out, const float* x, float limit, u32 columns, u64 stride, u32 ru
     if (i >= size) return;
     u32 column = i % columns;
     float value = x[i / columns * stride + column / run * run_stride + column % run];
-    out[i] = maximum(minimum(value, limit), -limit);
+    out[i] = value != value ? value : maximum(minimum(value, limit), -limit);  // as NumPy's, a NaN stays
 }
 
 // x times factors, of which there is one for each of the last axis' columns, or one for all; `size` elements.

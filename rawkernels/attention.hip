@@ -370,7 +370,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* record
             shared.sums[wave()][lane()] = sum;
             barrier();
             sum = make_f32x4(0, 0, 0, 0);
-            if (reader == 0)
+            if (reader == 0 && has_chunk)
                 for (u32 r = 0; r < readers; ++r) sum = add_scaled(sum, shared.sums[wave() + r][lane()], 1.0f);
         }
         if (reader > 0 || !has_chunk) continue;

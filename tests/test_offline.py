@@ -252,7 +252,7 @@ def test_attention_instructions(source, defines, target):
     """Scores of up to 8 heads are exchanged by one choice of two each: as choices of an index they are chains.
 
     Of packed rows there are twice as many at a time; of large heads, of which a wave serves fewer, choices are those of
-    what rotates their elements.
+    what rotates their elements. Some ten are of the sum of splits.
     """
     texts, given = [kernel.text for kernel in compilation(source, defines, target).result().values()], dict(defines)
     more = "RF_KEY_TYPE" in given or int(given["RF_HEAD_DIM"]) * int(given["RF_GROUP"]) >= 2048

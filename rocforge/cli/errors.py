@@ -46,7 +46,7 @@ _KINDS: list[tuple[type[Exception], int, str]] = [
     (UnsupportedModelError, FAILED, "rocforge inspect FILE shows a file's metadata and tensors"),
     (GGUFError, FAILED, "MODEL is a GGUF file; one that is cut off or damaged has to be downloaded again"),
     (CheckpointError, FAILED, "a checkpoint is a whole folder: config.json, safetensors and tokenizer.json or .model"),
-    (OutOfMemoryError, FAILED, "fewer --cache-tokens, --max-requests or --max-batch-tokens, or a shorter --context"),
+    (OutOfMemoryError, FAILED, "a shorter --context, --fp16-weights off or --cache-type-k q8_0 takes less"),
     (DeviceError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (ChatTemplateError, FAILED, "rocforge generate continues plain text; --chat-template FILE gives a template"),
     (RocforgeError, FAILED, "{command} --help shows the options"),

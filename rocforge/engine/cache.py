@@ -55,9 +55,9 @@ class EngineCache:
         generates = model.device != "cpu" and model.generates
         steps = 0
         if generates and tokens is None and self._cards is None:
-            few = KVCache(states, [1] * len(sizes.blocks(1, 1)), slots=min(sizes.slots(1), 1), device=model.device)
-            steps = StepRunner(stream, model, few, max_batch_tokens, max_requests, blocks_for(context)).rehearse()
-            del few
+            smallest = KVCache(states, [1] * len(sizes.blocks(1, 1)), slots=min(sizes.slots(1), 1), device=model.device)
+            steps = StepRunner(stream, model, smallest, max_batch_tokens, max_requests, blocks_for(context)).rehearse()
+            del smallest
         rooms = [sizes.room(tokens, context, max_requests, steps)]
         if self._cards is not None:
             rooms += self._cards.ask("room", types, tokens, max_batch_tokens, max_requests)

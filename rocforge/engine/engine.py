@@ -37,10 +37,10 @@ class Engine:
     Args:
         model: its weights loaded.
         eog_token_ids: tokens that end a generation.
-        cache_tokens: size of the KV cache in tokens, for all requests; None: on a GPU the free memory minus a margin,
-            as far as max_requests can use it; on a CPU the model's context, up to 16384. Layers with a window, and
-            recurrent ones, get what max_requests running sequences need; less on a GPU where that does not fit, down
-            to what one needs.
+        cache_tokens: size of the KV cache in tokens, for all requests; None: on a GPU the free memory minus a margin
+            and, on one card, what the largest step takes, as far as max_requests can use it; on a CPU the model's
+            context, up to 16384. Layers with a window, and recurrent ones, get what max_requests running sequences
+            need; less on a GPU where that does not fit, down to what one needs.
         max_batch_tokens: maximum tokens a step; None: 2048 on a GPU, 512 on a CPU.
         max_requests: maximum running requests.
         inter_token_ms: the target for the time between two tokens of a request while prompts come in, milliseconds;

@@ -21,6 +21,7 @@ from rocforge.device.cards import card_of
 from rocforge.device.distributed import ALONE, Group
 from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
+from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder
 from rocforge.engine.cards import Cards
@@ -103,7 +104,8 @@ class StepRunner:
         expanded = [replace(shape, expanded=room) for shape in mixed if (room := expansion_room(cache, shape.tokens))]
         self._cache, self.shapes = cache, [*decode, *mixed, *expanded]
         # shapes share their memory: what the first ones have taken serves all that need less
-        self._largest_first = sorted(self.shapes, key=lambda shape: shape.tokens, reverse=True)
+        sizes = {shape: (shape.tokens, shape.mixed, shape.expanded) for shape in self.shapes}
+        self._largest_first = sorted(sizes, key=sizes.__getitem__, reverse=True)
         self._inputs = StepInputs(cache, self.shapes, max_requests, width)
         self._sampler = DeviceSampler(stream, model.config.vocabulary, max_requests)
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
@@ -155,9 +157,14 @@ class StepRunner:
         compilation.wait(progress)
 
     def rehearse(self) -> int:
-        """Bytes that graphs will take of the device: those of the largest shape, in whose memory all others find room,
-        and the BLAS library's workspaces, of the stream and of the one that captures. No kernel is launched."""
-        with self._recorder.memory(), launches_recorded(lambda kernel: None):
+        """Bytes that graphs will take of the device, as far as a pass of the largest shape shows, of which none of our
+        kernels is launched: in its memory others find room, but for what latents are expanded to. The BLAS library's
+        workspaces are counted, of the stream and of the one that captures. 0 where the pass would show, to a function
+        that has to be called at each step."""
+        if self._model.reach() is None:
+            return 0
+        explained, unseen = out_of_memory_explained(self._stream.device, "step"), observations_recorded()
+        with explained, unseen, self._recorder.memory(), launches_recorded(lambda kernel: None):
             ids, batch = self._inputs.batch(self._largest_first[0])
             self._model(ids, batch)
         self._stream.synchronize()

@@ -48,7 +48,7 @@ def test_runs(bench, sizes):
 
 
 def test_norms(monkeypatch):
-    """All norms of that suite have a figure."""
+    """All norms behind a part have a figure."""
     monkeypatch.setattr(bench_kernels, "rows_of_floats", lambda rows, columns: [bench_kernels.noise((2, columns))] * 2)
     report = bench_kernels.Report(1e12)
     bench_kernels.norms(report)

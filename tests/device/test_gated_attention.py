@@ -45,7 +45,7 @@ def gate_of(rng, tokens: int, heads: int, elements: int, unit: str) -> HeadGate:
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
 def test_gates(heads: int, kv_heads: int, head_dim: int, whole: bool, unit: str):
-    """A gate for each element, or for each head, of both kernels, with one split and with many, and these in teams."""
+    """A gate for each element, or for each head, of both kernels, with one split, and many whose sum blocks share."""
     rng = np.random.default_rng(head_dim)
     layer = Batch.of(filled(rng, kv_heads, head_dim, 12), CHUNKS).state_of(0)
     q = cp.asarray(rng.standard_normal((42, heads, head_dim), np.float32))

@@ -154,3 +154,13 @@ def test_a_step_without_room(path):
     assert cache.startswith("cache: KV cache: Out of memory allocating") and "gpu:0 has" in cache
     assert prompt.startswith("prompt: step: Out of memory allocating") and "gpu:0 has" in prompt
     assert after == "after: True"
+
+
+def test_nothing_sees_an_engine_being_made(path):
+    """Its rehearsal of a step shows itself to no observer, and to no edit that has to be called each time."""
+    watched, seen = load_model(rf.open_gguf(path), "gpu"), []
+    with watched.blk[0].observe(lambda *args: seen.append(args)):
+        rf.Engine(watched, max_batch_tokens=32, max_requests=2).close()
+    with watched.edit({"blk.0": lambda output, *args: seen.append(args) or output}):
+        rf.Engine(watched, max_batch_tokens=32, max_requests=2).close()
+    assert not seen

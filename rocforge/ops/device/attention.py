@@ -202,7 +202,7 @@ def _gates(gate: HeadGate | None) -> tuple[Array, int, int]:
         return None, 0, 0
     values, stride, head_stride = heads_of(gate.values)
     if gate.values.shape[2] > 1 and (values.data.ptr | 4 * stride | 4 * head_stride) % ALIGNMENT:
-        values, stride, head_stride = heads_of(aligned(float32(gate.values)))
+        values, stride, head_stride = heads_of(float32(gate.values))
     return values, stride, head_stride
 
 
