@@ -75,6 +75,14 @@ def _workspace() -> Any:
         return _workspaces[key]
 
 
+def workspaces_to_come() -> int:
+    """Bytes of the workspaces that the current stream, if it has none yet, and one that captures its work will take."""
+    cuda = cupy_module().cuda
+    device = cuda.runtime.getDevice()
+    has_one = (device, cuda.get_current_stream().ptr) in _workspaces
+    return (1 if has_one else 2) * workspace_nbytes(card_of(device))
+
+
 class _Handle:
     """A handle of hipBLAS, and its workspace, which is kept for as long as the handle has it.
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.background import BackgroundCompilation
-from rocforge.device.blas import workspace_nbytes
-from rocforge.device.cards import card_of
+from rocforge.device.blas import workspaces_to_come
 from rocforge.device.distributed import ALONE, Group
 from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
@@ -157,10 +156,10 @@ class StepRunner:
         compilation.wait(progress)
 
     def rehearse(self) -> int:
-        """Bytes that graphs will take of the device, as far as a pass of the largest shape shows, of which none of our
-        kernels is launched: in its memory others find room, but for what latents are expanded to. The BLAS library's
-        workspaces are counted, of the stream and of the one that captures. 0 where the pass would show, to a function
-        that has to be called at each step."""
+        """Bytes that steps will take of the device, as far as a pass of the largest shape shows, of which none of our
+        kernels is launched: in the memory of its graph others find room, but for what latents are expanded to, and a
+        step that runs before it is captured takes as much beside. The BLAS library's workspaces are counted. 0 where
+        the pass would show, to a function that has to be called at each step."""
         if self._model.reach() is None:
             return 0
         explained, unseen = out_of_memory_explained(self._stream.device, "step"), observations_recorded()
@@ -170,7 +169,7 @@ class StepRunner:
         self._stream.synchronize()
         nbytes = self.memory_reserved
         self._recorder.free_unused()
-        return nbytes + 2 * workspace_nbytes(card_of(cupy_module().cuda.runtime.getDevice()))
+        return 2 * nbytes + workspaces_to_come()
 
     @property
     def memory_reserved(self) -> int:

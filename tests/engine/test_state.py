@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rocforge.engine.block_pool import block_digests
 from rocforge.engine.engine import Engine
+from rocforge.engine.pacing import Pacer
 from rocforge.engine.scheduler import Scheduler
 from rocforge.engine.state import NONE, SNAPSHOT_BLOCKS, SequenceState, StateManager
 from rocforge.errors import OutOfMemoryError
@@ -226,7 +227,8 @@ def small_pools(monkeypatch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_company_preemption_and_prefixes_change_nothing(name, monkeypatch):
-    """Many requests with common beginnings, by chunks of some sizes, in pools that hold two or three of them."""
+    """Many requests with common beginnings, by chunks of some sizes, in pools that hold two or three of them; whatever
+    steps take, so that the same are preempted each time."""
     model, rng = MODELS[name], np.random.default_rng(1)
     common = rng.integers(0, VOCABULARY, 90).tolist()
     prompts = [common[:n] + rng.integers(0, VOCABULARY, m).tolist() for n, m in ((0, 5), (64, 9), (90, 1), (90, 40))]
@@ -235,6 +237,7 @@ def test_company_preemption_and_prefixes_change_nothing(name, monkeypatch):
     small_pools(monkeypatch)
     preempted, preempt = [], Scheduler.preempt
     monkeypatch.setattr(Scheduler, "preempt", lambda self, r: (preempted.append(r), preempt(self, r)))
+    monkeypatch.setattr(Pacer, "share", lambda self: 24)
     for chunk in (512, 37, 5):
         assert written(model, prompts, cache_tokens=192, max_batch_tokens=chunk, max_requests=5) == alone
     assert preempted or None not in KINDS[name]
