@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rocforge.device.streams import Stream
 from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes, batch_tokens
 from rocforge.engine.cards import CacheTypes, Cards, StepSizes
 from rocforge.engine.state import StateManager
 from rocforge.engine.step import StepRunner
 from rocforge.nn.cache import KVCache
-from rocforge.nn.state import blocks_for, kept_of, typed
+from rocforge.nn.module import Module
+from rocforge.nn.state import Declared, blocks_for, kept_of, typed
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -52,12 +55,9 @@ class EngineCache:
         states, context = typed(kept_of(model), *types), model.config.context
         count = 1 if self._cards is None else self._cards.group.size
         sizes = CacheSizes(states.values(), model.device, max_batch_tokens, count)
-        generates = model.device != "cpu" and model.generates
-        steps = 0
+        generates, steps = model.device != "cpu" and model.generates, 0
         if generates and tokens is None and self._cards is None:
-            smallest = KVCache(states, [1] * len(sizes.blocks(1, 1)), slots=min(sizes.slots(1), 1), device=model.device)
-            steps = StepRunner(stream, model, smallest, max_batch_tokens, max_requests, blocks_for(context)).rehearse()
-            del smallest
+            steps = _rehearsed(stream, model, states, sizes, (max_batch_tokens, max_requests, blocks_for(context)))
         rooms = [sizes.room(tokens, context, max_requests, steps)]
         if self._cards is not None:
             rooms += self._cards.ask("room", types, tokens, max_batch_tokens, max_requests)
@@ -101,3 +101,11 @@ class EngineCache:
         if self._cards is not None:
             self._cards.post("copy_slot", source, target)
         self.opened().copy_slot(source, target)
+
+
+def _rehearsed(
+    stream: Stream, model: Transformer, states: Mapping[Module, Declared], sizes: CacheSizes, step: tuple[int, int, int]
+) -> int:
+    """What `StepRunner.rehearse` finds with the smallest cache, which goes before the real one is made."""
+    cache = KVCache(states, [1] * len(sizes.blocks(1, 1)), slots=min(sizes.slots(1), 1), device=model.device)
+    return StepRunner(stream, model, cache, *step).rehearse()
