@@ -26,8 +26,8 @@ _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
 _ONE_AT, _ZERO_AT = _ONE.ctypes.data, _ZERO.ctypes.data
 
 
-def gemm(x: Any, weight: Any, y: Any, start: int = 0) -> None:
-    """y[:, start : start + len(weight)] = x @ weight.T, with sums in float32.
+def gemm(x: Any, weight: Any, y: Any, start: int = 0, add: bool = False) -> None:
+    """y[:, start : start + len(weight)] = x @ weight.T, with sums in float32; with `add` += in place of =.
 
     Args:
         x: CuPy array (tokens, columns), contiguous.
@@ -44,7 +44,7 @@ def gemm(x: Any, weight: Any, y: Any, start: int = 0) -> None:
     # BLAS counts columns first: y's transpose is weight @ x's transpose
     arguments = (
         *(blas.CUBLAS_OP_T, blas.CUBLAS_OP_N, rows, n, columns, _ONE_AT),
-        *(weight.data.ptr, kind, columns, x.data.ptr, kind, columns, _ZERO_AT),
+        *(weight.data.ptr, kind, columns, x.data.ptr, kind, columns, _ONE_AT if add else _ZERO_AT),
         *(y.data.ptr + start * y.itemsize, types[y.dtype], y.shape[1]),
     )
     if runtime.is_hip:  # CuPy takes a data type there

@@ -213,6 +213,7 @@ _H200 = replace(
     wide_tokens=64,
     experts_wide_from=129,
     decode_threads=128,
+    decode_matrix_group=3,
     prefill_lds=227 << 10,
 )
 

@@ -142,6 +142,7 @@ class Fused:
             stream = step(stream, batch, None if early and i == last - 1 else following)
             if (block := self._seen.get(i)) is not None and block.observers:
                 block.observed(stream.x)
+                stream = stream._replace(owned=False)
         return stream if rows is None or early else _rows_of(stream, rows)
 
     def leave(self, stream: Stream, plain: bool = False) -> Any:

@@ -69,7 +69,7 @@ class MoEStep(Step):
             norm = None if following is None else following.only
             if self.group.size > 1:
                 return self.summed(self.products(x, y, residual, None)[0], norm)
-            return Stream.of(*self.products(x, y, residual, norm))
+            return Stream.of(*self.products(x, y, residual, norm), owned=True)
         mixed = self.products(x, y, self.with_shared(x, y, None), None)[0]
         return self.leave(x, self.mixer.observed(mixed), following)
 

@@ -23,15 +23,19 @@ from rocforge.ops.types import Matrices, NextNorm
 
 
 class Stream(NamedTuple):
-    """The residual stream x (tokens, dim); and, if the step before has made it, what the next one's FusedNorms give."""
+    """The residual stream x (tokens, dim); and, if the step before has made it, what the next one's FusedNorms give.
+
+    Of an `owned` one nobody else has x, so that the next step may overwrite it.
+    """
 
     x: Any
     normed: list[Any] | None = None
+    owned: bool = False
 
     @classmethod
-    def of(cls, x: Any, normed: Any) -> Stream:
+    def of(cls, x: Any, normed: Any, owned: bool = False) -> Stream:
         """With what a single norm gives, or None."""
-        return cls(x, None if normed is None else [normed])
+        return cls(x, None if normed is None else [normed], owned)
 
 
 class FusedNorms:
@@ -167,8 +171,9 @@ class ProjectedStep(Step):
             return x, x
         return rms_norm_both_for(norm.consumers, stream.x, norm.weight, norm.eps)
 
-    def finish(self, x: Any, y: Any, following: FusedNorms | None) -> Stream:
-        """The stream x past the mixer, whose last product takes y."""
+    def finish(self, stream: Stream, y: Any, following: FusedNorms | None) -> Stream:
+        """The stream past the mixer, whose last product takes y."""
+        x = stream.x
         if not self.adds:
             return self.leave(x, self.mixer.observed(self.last(y)), following)
         weight, bias, norm = self.last.weight, self.last.bias, None if following is None else following.only
@@ -176,7 +181,8 @@ class ProjectedStep(Step):
             total = linear(y, weight, bias, x if self.group.rank == 0 else None)
             add_updates([self.last], [total], y)
             return self.summed(total, norm)
-        return Stream.of(*linear_then_norm(y, weight, bias, x, norm.weight, norm.eps, norm.consumers))
+        of_norm = norm.weight, norm.eps, norm.consumers
+        return Stream.of(*linear_then_norm(y, weight, bias, x, *of_norm, overwrite_residual=stream.owned), owned=True)
 
 
 class AttentionStep(ProjectedStep):
@@ -200,7 +206,7 @@ class AttentionStep(ProjectedStep):
         else:
             q, k = attn.prepare(q, k, batch)
         y = attn.attend(q, k, v, batch, gate, self.last_weight, **fused)
-        return self.finish(stream.x, y if self.last_weight is not None else y.reshape(len(q), -1), following)
+        return self.finish(stream, y if self.last_weight is not None else y.reshape(len(q), -1), following)
 
 
 class MixerStep(ProjectedStep):
@@ -210,7 +216,7 @@ class MixerStep(ProjectedStep):
     stateful = True
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
-        return self.finish(stream.x, self.mixer.mix(self.project(stream), batch, self.last_weight), following)
+        return self.finish(stream, self.mixer.mix(self.project(stream), batch, self.last_weight), following)
 
 
 class MLPStep(ProjectedStep):
@@ -223,7 +229,7 @@ class MLPStep(ProjectedStep):
         self.fuses_gate &= all(is_hidden(layer, Linear) for layer in self.layers)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
-        return self.finish(stream.x, self.hidden(stream), following)
+        return self.finish(stream, self.hidden(stream), following)
 
     def product(self, stream: Stream) -> Any:
         """What the feed-forward gives."""

@@ -58,6 +58,7 @@ def linear_then_norm(
     norm: Array,
     eps: float,
     consumers: Sequence[Weight],
+    overwrite_residual: bool = False,
 ) -> tuple[Array, Array | PackedOperand | None]:
     """`linear(x, weight, bias, residual)` and, if that takes no launch of its own, its rms_norm for the next product.
 
@@ -65,13 +66,14 @@ def linear_then_norm(
         x, weight, bias, residual: as in `linear`.
         norm, eps: weight (rows,) and epsilon of the norm.
         consumers: the matrices that the norm's result is to be multiplied with.
+        overwrite_residual: the sum may be written to the residual's memory, which nobody else reads.
 
     Returns:
         float32, shape (..., rows); and on a device the norm in the form that products with the consumers take, of one
         token that is int8, or float16 for the BLAS library; else None.
     """
     if get_array_module(weight) is not np:
-        both = device.linear_then_norm(x, weight, bias, residual, norm, eps, consumers)
+        both = device.linear_then_norm(x, weight, bias, residual, norm, eps, consumers, overwrite_residual)
         if both is not None:
             return both
     return linear(x, weight, bias, residual), None

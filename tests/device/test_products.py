@@ -90,9 +90,19 @@ def test_product_then_norm_of_many_rows(rng, biased):
     weight, after = (random_weight(rng, "Q8_0", shape).to_device("gpu") for shape in ((64, 96), (40, 64)))
     bias, norm = (cp.asarray(rng.standard_normal(64).astype(np.float32)) for _ in range(2))
     bias = bias if biased else None
+    expected = linear(x, weight, bias, residual).get()
     y, normed = linear_then_norm(x, weight, bias, residual, norm, 1e-5, [after])
-    assert relative_error(y.get(), linear(x, weight, bias, residual).get()) < 1e-6
+    assert relative_error(y.get(), expected) < 1e-6
     assert normed.dtype == np.float16 and relative_error(normed.get(), rms_norm(y, norm, 1e-5).get()) < 1e-3
+    before = residual.copy()
+    for kept in (False, True):
+        if kept:
+            weight.fp16 = dequantize_device(weight, "float16")
+        to = before.copy()
+        y, normed = linear_then_norm(x, weight, bias, to, norm, 1e-5, [after], overwrite_residual=True)
+        assert relative_error(y.get(), expected) < 1e-6 and (y is to) is not biased
+        assert normed.dtype == np.float16 and relative_error(normed.get(), rms_norm(y, norm, 1e-5).get()) < 1e-3
+    assert cp.array_equal(residual, before)
     for given, then in ((None, after), (residual, norm[None])):  # nothing to add to; a next weight in float32
         assert linear_then_norm(x, weight, bias, given, norm, 1e-5, [then])[1] is None
 

@@ -38,20 +38,24 @@ def gemms_fp16(x: Array, weights: Sequence[Weight], dtype: type[np.floating] = n
     return [y[:, end - len(part) : end] for part, end in zip(fp16, ends, strict=True)]
 
 
-def gemm_fp16(x: Array, weight: Weight, dtype: type[np.floating] = np.float32) -> Array:
-    """`gemms_fp16` of one weight: of a QuantizedArray without float16 values a tile of rows at a time is unpacked."""
+def gemm_fp16(x: Array, weight: Weight, dtype: type[np.floating] = np.float32, to: Array = None) -> Array:
+    """`gemms_fp16` of one weight: of a QuantizedArray without float16 values a tile of rows at a time is unpacked.
+
+    With `to`, float32 (tokens, rows), contiguous, it is added to that, which is returned.
+    """
     cupy = cupy_module()
     rows, columns = weight.shape
-    y = cupy.empty((len(x), rows), dtype)
+    add = to is not None
+    y = to if add else cupy.empty((len(x), rows), dtype)
     whole = weight.fp16 if isinstance(weight, QuantizedArray) else cupy.ascontiguousarray(weight)
     if whole is not None:
-        gemm(x, whole, y)
+        gemm(x, whole, y, add=add)
         return y
     step = tuning.current().dequantize_rows
     tile = cupy.empty((min(step, rows), columns), np.float16)
     for start in range(0, rows, step):
         part = weight[start : start + step]
-        gemm(x, dequantize_device(part, "float16", out=tile[: len(part)]), y, start)
+        gemm(x, dequantize_device(part, "float16", out=tile[: len(part)]), y, start, add)
     return y
 
 

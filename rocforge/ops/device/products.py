@@ -13,9 +13,9 @@ from rocforge.device import tuning
 from rocforge.ops.arguments import check_sums
 from rocforge.ops.device.activation import add_to_rows, gated_unit
 from rocforge.ops.device.float_tiles import float_tile_gated, float_tile_products
-from rocforge.ops.device.gemm import gemms_float32, gemms_fp16
+from rocforge.ops.device.gemm import gemm_fp16, gemms_float32, gemms_fp16
 from rocforge.ops.device.matvec import gated_product, product_then_norm, products
-from rocforge.ops.device.norm import rms_norm_of_sum
+from rocforge.ops.device.norm import rms_norm, rms_norm_of_sum
 from rocforge.ops.device.operands import PackedOperand, as_operand
 from rocforge.ops.device.plan import (
     NormPlan,
@@ -117,6 +117,7 @@ def linear_then_norm(
     norm: Array,
     eps: float,
     consumers: Sequence[Weight],
+    overwrite: bool,
 ) -> tuple[Array, Array | PackedOperand] | None:
     """What `rocforge.ops.linear.linear_then_norm` gives, without a launch for the norm; None where that can't be."""
     if x.ndim != 2:
@@ -127,6 +128,9 @@ def linear_then_norm(
         product = product_for(format_of(weight), len(x), tuning.current())
         form = form_of(product, len(x))
         operand = as_operand(x, form)
+        if product is Product.GEMM_FP16 and overwrite and bias is None:
+            y = gemm_fp16(operand, weight, to=float32(residual))
+            return y, rms_norm(y, norm, eps, form=form)
         if product is Product.WIDE:
             y = wide_parts(operand, weight)
         else:
