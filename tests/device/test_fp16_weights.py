@@ -68,14 +68,17 @@ def test_rows_keep_them(file, rng):
 
 
 def test_launches_of_a_prompt(file, monkeypatch):
-    """Nine a layer, four of them the BLAS library's: norms add the residual, attention and units write float16."""
+    """Nine a layer, four of them the BLAS library's, which adds to the residual, but to the embeddings, that others may
+    have; attention and units write float16."""
     model, names = load_model(file, "gpu", fp16_weights=True), []
-    monkeypatch.setattr(gemm, "gemm", lambda *args: names.append("product"))
+    monkeypatch.setattr(gemm, "gemm", lambda *args, add=False: names.append("added product" if add else "product"))
     with launches_recorded(lambda kernel: names.append(kernel.name)):
         model(np.zeros(MAX_TILE_TOKENS + 1, np.int32))
-    attention = ["product", "rope_store", "attention_prefill", "product", "rms_norm_of_sum"]
-    layer = [*attention, "product", "swiglu_of_fp16", "product", "rms_norm_of_sum"]
-    assert names == ["rope_angles", "dequantize_float32", "rms_norm", *layer * model.config.layers, "product"]
+    before = ["product", "rope_store", "attention_prefill"]
+    after = ["product", "swiglu_of_fp16", "added product", "rms_norm"]
+    first = [*before, "product", "rms_norm_of_sum", *after]
+    others = [*before, "added product", "rms_norm", *after] * (model.config.layers - 1)
+    assert names == ["rope_angles", "dequantize_float32", "rms_norm", *first, *others, "product"]
 
 
 def test_by_itself(file, monkeypatch):
