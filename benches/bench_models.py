@@ -169,7 +169,7 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
             for _ in range(TOKENS):
                 engine.step()
 
-        setup = functools.partial(start, engine, batch, context, TOKENS)
+        setup = functools.partial(start, engine, batch, context)
         benchmark.pedantic(steps, setup=setup, rounds=3, warmup_rounds=1)
         cache_bytes = engine.cache.nbytes
         peak_bytes = bytes_taken() - before - cache_bytes
