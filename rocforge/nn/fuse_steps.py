@@ -178,9 +178,9 @@ class ProjectedStep(Step):
             return self.leave(x, self.mixer.observed(self.last(y)), following)
         weight, bias, norm = self.last.weight, self.last.bias, None if following is None else following.only
         if norm is None or self.last_adapted or self.group.size > 1:
-            total = linear(y, weight, bias, x if self.group.rank == 0 else None)
+            total = linear(y, weight, bias, x if self.group.rank == 0 else None, stream.owned)
             add_updates([self.last], [total], y)
-            return self.summed(total, norm)
+            return self.summed(total, norm)._replace(owned=True)
         of_norm = norm.weight, norm.eps, norm.consumers
         return Stream.of(*linear_then_norm(y, weight, bias, x, *of_norm, overwrite_residual=stream.owned), owned=True)
 

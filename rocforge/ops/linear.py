@@ -17,7 +17,13 @@ from rocforge.ops.types import Array, HostArray, Weight
 from rocforge.quant import QuantizedArray, joined_float32
 
 
-def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residual: Array = None) -> Array:
+def linear(
+    x: Array | PackedOperand,
+    weight: Weight,
+    bias: Array = None,
+    residual: Array = None,
+    overwrite_residual: bool = False,
+) -> Array:
     """`x @ weight.T + bias + residual` in float32.
 
     On a device, one or two tokens are multiplied with the packed weights, x rounded to int8 in runs of 32; up to 64 on
@@ -30,6 +36,7 @@ def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residua
         weight: QuantizedArray or array of numbers, shape (rows, columns).
         bias: shape (rows,), or None.
         residual: shape (..., rows), or None.
+        overwrite_residual: the result may be written to the residual's memory, which nobody else reads.
 
     Returns:
         float32, shape (..., rows).
@@ -47,7 +54,7 @@ def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residua
     if weight.shape[0] == 0:
         check_sums(x, [weight], [bias], residual)
         return module.zeros((*x.shape[:-1], 0), np.float32)
-    return linears(x, [weight], [bias], residual)[0]
+    return linears(x, [weight], [bias], residual, overwrite_residual)[0]
 
 
 def linear_then_norm(
@@ -63,10 +70,9 @@ def linear_then_norm(
     """`linear(x, weight, bias, residual)` and, if that takes no launch of its own, its rms_norm for the next product.
 
     Args:
-        x, weight, bias, residual: as in `linear`.
+        x, weight, bias, residual, overwrite_residual: as in `linear`.
         norm, eps: weight (rows,) and epsilon of the norm.
         consumers: the matrices that the norm's result is to be multiplied with.
-        overwrite_residual: the sum may be written to the residual's memory, which nobody else reads.
 
     Returns:
         float32, shape (..., rows); and on a device the norm in the form that products with the consumers take, of one
@@ -76,16 +82,20 @@ def linear_then_norm(
         both = device.linear_then_norm(x, weight, bias, residual, norm, eps, consumers, overwrite_residual)
         if both is not None:
             return both
-    return linear(x, weight, bias, residual), None
+    return linear(x, weight, bias, residual, overwrite_residual), None
 
 
 def linears(
-    x: Array | PackedOperand, weights: Sequence[Weight], biases: Sequence[Array] | None = None, residual: Array = None
+    x: Array | PackedOperand,
+    weights: Sequence[Weight],
+    biases: Sequence[Array] | None = None,
+    residual: Array = None,
+    overwrite_residual: bool = False,
 ) -> list[Array]:
     """`linear` of one x with several weights; on a device in one launch for up to 64 tokens.
 
     Args:
-        x, residual: as in `linear`; the residual is added to the first product.
+        x, residual, overwrite_residual: as in `linear`; the residual is added to the first product.
         weights: matrices with the columns of x.
         biases: one for each, or None.
 
@@ -95,7 +105,7 @@ def linears(
     biases = [None] * len(weights) if biases is None else biases
     check_sums(x, weights, biases, residual)
     if get_array_module(*weights) is not np:
-        return device.linears(x, weights, biases, residual)
+        return device.linears(x, weights, biases, residual, overwrite_residual)
     ys = _products(host_floats("linear", x), weights)
     for y, bias in zip(ys, biases, strict=True):
         if bias is not None:

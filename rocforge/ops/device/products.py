@@ -35,7 +35,11 @@ from rocforge.ops.types import Array, Weight
 
 
 def linears(
-    x: Array | PackedOperand, weights: Sequence[Weight], biases: Sequence[Array], residual: Array
+    x: Array | PackedOperand,
+    weights: Sequence[Weight],
+    biases: Sequence[Array],
+    residual: Array,
+    overwrite: bool = False,
 ) -> list[Array]:
     """What `rocforge.ops.linear.linears` gives, of arrays on a device."""
     flat, leading = _flat(x)
@@ -49,7 +53,8 @@ def linears(
         if launch.form is not form:
             operand, form = as_operand(flat, launch.form), launch.form
         run = slice(launch.start, launch.stop)
-        ys += _launch(launch.product, operand, weights[run], biases[run], None if launch.start else residual)
+        added = None if launch.start else residual
+        ys += _launch(launch.product, operand, weights[run], biases[run], added, overwrite)
     return ys if len(leading) == 1 else [y.reshape(*leading, y.shape[-1]) for y in ys]
 
 
@@ -62,11 +67,20 @@ def _flat(x: Array | PackedOperand) -> tuple[Array | PackedOperand, tuple[int, .
 
 
 def _launch(
-    product: Product, x: Array | PackedOperand, weights: Sequence[Weight], biases: Sequence[Array], residual: Array
+    product: Product,
+    x: Array | PackedOperand,
+    weights: Sequence[Weight],
+    biases: Sequence[Array],
+    residual: Array,
+    overwrite: bool = False,
 ) -> list[Array]:
+    """The results; the BLAS library's single product is added to the residual itself, where that may be overwritten."""
     if run := _PRODUCTS.get(product):
         return run(x, weights, biases, residual)
-    ys = (gemms_fp16 if product is Product.GEMM_FP16 else gemms_float32)(x, weights)
+    if overwrite and product is Product.GEMM_FP16 and residual is not None and len(weights) == 1:
+        ys, residual = [gemm_fp16(x, weights[0], to=residual)], None
+    else:
+        ys = (gemms_fp16 if product is Product.GEMM_FP16 else gemms_float32)(x, weights)
     for y, bias, added in itertools.zip_longest(ys, biases, [residual]):
         add_to_rows(y, bias, added)
     return ys
@@ -129,7 +143,7 @@ def linear_then_norm(
         form = form_of(product, len(x))
         operand = as_operand(x, form)
         if product is Product.GEMM_FP16 and overwrite and bias is None:
-            y = gemm_fp16(operand, weight, to=float32(residual))
+            (y,) = _launch(product, operand, [weight], [None], float32(residual), overwrite)
             return y, rms_norm(y, norm, eps, form=form)
         if product is Product.WIDE:
             y = wide_parts(operand, weight)
