@@ -36,7 +36,7 @@ struct ExpertsGatedParams {
 // Grid: (rows / BLOCK_ROWS, pairs).
 RF_MATVEC_GATED
 rf_experts_gated(ExpertsGatedParams p) {
-    wait_for_previous();
+    wait_unless_beside();
     u32 pair = block_y(), used = p.chosen.routing.used, expert = p.chosen.ids ? p.chosen.ids[pair] : pair;
     if (p.chosen.logits) {
         RF_SHARED Choice choice;
@@ -51,12 +51,12 @@ rf_experts_gated(ExpertsGatedParams p) {
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
     u64 token = (p.first + pair) / used;
     gated_product<true>(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
+    wait_beside();
 }
 
 // y (tokens, rows): residual plus the sum over a token's pairs of weight times (x @ w.T + bias). x has a row a
 // pair; bias, residual and weights (of one, where logits give none) may be null. A block takes all pairs of a few rows,
-// up to GROUPS products, so `used` is at most GROUPS; and several such runs of rows, `step` apart. With logits, the
-// residual was there before the gated product began.
+// up to GROUPS products, so `used` is at most GROUPS; and several such runs of rows, `step` apart.
 struct ExpertsDownParams {
     const void* x;
     u32 cells;
@@ -84,12 +84,12 @@ rf_experts_down(ExpertsDownParams p) {
     u32 choice = minimum(i32(group / together), i32(used - 1)), pair = token * used + choice, expert = pair;
     float weight = 1.0f;
     if (p.chosen.logits) {
-        // they were there before the gated product began
+        // they were there before the gated product began, and before what it may run beside
         RF_SHARED Choice chosen;
         choose_and_weigh<GATED_THREADS>(chosen, logits_of(p.chosen.logits, p.chosen.routing, token), p.chosen.routing);
         expert = chosen.ids[choice], weight = chosen.weights[choice];
     } else {
-        if (p.chosen.ids || p.weights || p.residual) wait_for_previous();
+        if (p.chosen.ids || p.weights) wait_for_previous();
         if (p.chosen.ids) expert = p.chosen.ids[pair];
         if (p.weights) weight = p.weights[pair];
     }
@@ -98,7 +98,7 @@ rf_experts_down(ExpertsDownParams p) {
         u32 own = thread_x(), at = first + own;
         bool writes = own < together * of_group && at < u32(p.rows);
         u64 out = u64(token) * p.rows + at;
-        float total = writes && p.residual ? p.residual[out] : 0.0f;
+        float total = 0.0f;
         u32 row[DOWN_ROWS];
         const u8* w[DOWN_ROWS];
         RF_UNROLL
@@ -108,7 +108,10 @@ rf_experts_down(ExpertsDownParams p) {
             w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
         }
         float sum[DOWN_ROWS][1] = {};
-        accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, lanes);
+        accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, lanes, [&] {
+            wait_for_previous();
+            if (writes && p.residual) total = p.residual[out];
+        });
         RF_UNROLL
         for (u32 r = 0; r < DOWN_ROWS; ++r) {
             sum[r][0] = reduce_lanes<GATED_LANES / 2>(sum[r][0], Add());

@@ -71,7 +71,7 @@ rf_router(RouterParams p) {
     const float *row = p.w + u64(minimum(expert, p.experts - 1)) * p.n, *x = p.x + u64(token) * p.n;
     RouterChunk chunk;
     if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n);
-    wait_for_previous();
+    wait_unless_beside();
     float sums[ROUTER_TOKENS] = {}, squares[ROUTER_TOKENS] = {};
     for (u32 base = 0; base < p.n; base += ROUTER_CHUNK) {
         if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n);
@@ -108,6 +108,7 @@ rf_router(RouterParams p) {
             out.store(token + k, at, product(times(v, factor), w));
         }
     }
+    wait_beside();
 }
 
 // Calls f(i, ids[i]) for i from `begin` to `end`; several are loaded at a time.

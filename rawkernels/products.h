@@ -415,7 +415,7 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
     float sum[2 * GATED_ROWS][RF_TOKENS] = {}, share = 0.0f;
     auto begin = [&] {
         load_grid<RF_QTYPE>(GATED_THREADS);
-        wait_for_previous();
+        wait_unless_beside();
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
     };
     if constexpr (OF_FEW)

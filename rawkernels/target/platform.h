@@ -280,6 +280,22 @@ RF_DEVICE void wait_for_previous() {
     let_next_begin();
 }
 
+// A kernel that is compiled with RF_BESIDE runs beside the one queued before it, of which it reads nothing: it calls
+// wait_unless_beside() where others wait, and wait_beside() before it returns, so that who waits for it has waited for
+// that one too. What comes after it may read before its own wait only what was there before that one.
+#ifndef RF_BESIDE
+#define RF_BESIDE 0
+#endif
+RF_DEVICE void wait_unless_beside() {
+    if (RF_BESIDE)
+        let_next_begin();
+    else
+        wait_for_previous();
+}
+RF_DEVICE void wait_beside() {
+    if (RF_BESIDE) wait_for_previous();
+}
+
 // A word that blocks of the device count in, and the old value: writes of a block before a barrier, and before it
 // counts, are seen by who counts later, or reads a later value, and by its block after a barrier.
 RF_DEVICE u32 count_in(u32* word, u32 n) {

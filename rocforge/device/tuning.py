@@ -28,6 +28,7 @@ class Tuning:
         basis: "measured" on a card of that architecture, or "reasoned" from measurements of others and published data
             (docs/amd.md).
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
+        beside: where launches overlap, one may run beside the one before it, of which it takes nothing.
 
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
         tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library, where there are
@@ -110,6 +111,7 @@ class Tuning:
 
     basis: str = "reasoned"
     elementwise_threads: int = 256
+    beside: bool = False
 
     int8_tokens: int = 2
     tile_tokens: int = 64
@@ -214,6 +216,7 @@ _H200 = replace(
     experts_wide_from=129,
     decode_threads=128,
     decode_matrix_group=3,
+    beside=True,
     prefill_lds=227 << 10,
 )
 

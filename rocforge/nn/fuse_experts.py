@@ -3,7 +3,7 @@ beside a feed-forward."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 from rocforge.nn.batch import Batch
@@ -29,18 +29,21 @@ class _SharedExpert:
         self.expert, self.norm = expert, norm
         self.gate, self.up = expert.projections
 
-    def __call__(self, x: Any, y: Any, residual: Any) -> Any:
-        """What the expert gives of the stream x, which its norm makes y of, or of y; with the residual, if any."""
+    def hidden(self, x: Any, y: Any) -> Any:
+        """What the expert's last product takes, of the stream x, which its norm makes y of, or of y."""
         expert, operand = self.expert, y
         token_gate = expert.ffn_gate_inp_shexp
         if self.norm is not None:
             how = [self.gate.weight, self.up.weight], x, self.norm.weight, self.norm.eps
             y, operand = (None, rms_norm_for(*how)) if token_gate is None else rms_norm_both_for(*how)
-        gate, up, down = self.gate, self.up, expert.ffn_down_shexp
-        consumer = down.weight if token_gate is None else None
+        gate, up = self.gate, self.up
+        consumer = expert.ffn_down_shexp.weight if token_gate is None else None
         hidden = gated_linear(operand, gate.weight, up.weight, gate.bias, up.bias, expert.activation, consumer)
-        if token_gate is not None:
-            hidden = sigmoid_gate_rows(hidden, token_gate(y))
+        return hidden if token_gate is None else sigmoid_gate_rows(hidden, token_gate(y))
+
+    def product(self, hidden: Any, residual: Any) -> Any:
+        """What the expert gives, with the residual, if any."""
+        down = self.expert.ffn_down_shexp
         return linear(hidden, down.weight, down.bias, residual)
 
 
@@ -74,11 +77,14 @@ class MoEStep(Step):
         return self.leave(x, self.mixer.observed(mixed), following)
 
     def with_shared(self, x: Any, y: Any, residual: Any) -> Any:
-        """The residual and what the shared expert gives, if there is one; None where there is neither."""
+        """The residual and what the shared expert gives, if there is one; None where there is neither; or what makes
+        it, to be called behind the router."""
         if self.joined is not None:
             return residual
-        if self.fused_shared is not None:
-            return self.fused_shared(x, y, residual)
+        if (expert := self.fused_shared) is not None:
+            hidden = expert.hidden(x, y)
+            product = functools.partial(expert.product, hidden, residual)
+            return product() if self.fused_norm is None else product
         if self.shared is None:
             return residual
         return self.shared(y) if residual is None else add(residual, self.shared(y))
@@ -89,7 +95,7 @@ class MoEStep(Step):
         Args:
             x: the stream.
             y: that as the mixer takes it, which only a norm that is not fused needs.
-            residual: is added; or None.
+            residual: is added; or None; or what makes it, where the norm is fused.
             following: the norm of the result that comes next, if any.
         """
         moe, norm, matrices = self.routed, self.fused_norm, self.routed.matrices
@@ -126,26 +132,30 @@ class ParallelExpertsStep(Step):
         self.norms_behind = [*behind, post] if joins and all(is_hidden(each, RMSNorm) for each in behind) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
-        x, both = stream.x, self.mixer
+        x, both, dense = stream.x, self.mixer, self.dense
         normed = iter(self.norm_in(stream))
-        if self.dense is not None:
-            y = self.dense.product(Stream.of(x, next(normed) if self.dense.norm_in else None))
-        else:
-            y = both.dense(both.ffn_norm(x))
-        mixed = self.mixed(x, normed)
+        # the router runs beside the dense gate and up, the experts' gate and up beside the dense down
+        hidden = None if dense is None else dense.hidden(Stream.of(x, next(normed) if dense.norm_in else None))
+        experts_x = both.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
+        logits = None if self.router_norm is None else self.logits(next(normed), beside=dense is not None)
+        y = both.dense(both.ffn_norm(x)) if dense is None else dense.product(hidden)
+        mixed = self.mixed(x, experts_x, logits)
         if self.norms_behind is not None and self.group.size == 1:
             return self.add_normed(x, [y, mixed], self.norms_behind, following)
         return self.leave(x, both.observed(both.join(y, mixed)), following)
 
-    def mixed(self, x: Any, normed: Iterator[Any]) -> Any:
-        """What the experts give of the stream x, of which `normed` are the norms that are fused."""
+    def logits(self, x: Any, beside: bool) -> Any:
+        """The router's, of what its norm gives."""
+        return router_logits(x, Matrices(self.routed.ffn_gate_inp.weight), beside)
+
+    def mixed(self, x: Any, y: Any, logits: Any) -> Any:
+        """What the experts give of y, which their norm makes of the stream x, by the logits, or as they choose."""
         moe, unit = self.routed, self.routed.activation
-        y = self.mixer.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
         scales = moe.ffn_down_exps.scale
-        if self.router_norm is None:
+        if logits is None:
             return moe.observed(experts(*moe.choose(y, x, scales), *moe.matrices, unit))
-        logits = router_logits(next(normed), Matrices(moe.ffn_gate_inp.weight))
-        return moe.observed(experts_by_logits(y, logits, (*moe.routing, scales), *moe.matrices, unit))
+        beside = self.dense is not None
+        return moe.observed(experts_by_logits(y, logits, (*moe.routing, scales), *moe.matrices, unit, beside))
 
 
 def _shared_expert(expert: SharedExpert, norm: RMSNorm | None, tables: Tables) -> _SharedExpert | None:

@@ -231,9 +231,9 @@ class MLPStep(ProjectedStep):
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
         return self.finish(stream, self.hidden(stream), following)
 
-    def product(self, stream: Stream) -> Any:
-        """What the feed-forward gives."""
-        return self.mixer.observed(self.last(self.hidden(stream)))
+    def product(self, hidden: Any) -> Any:
+        """What the feed-forward gives, of what the last product takes."""
+        return self.mixer.observed(self.last(hidden))
 
     def hidden(self, stream: Stream) -> Any:
         """What the last product takes."""

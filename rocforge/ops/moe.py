@@ -5,6 +5,7 @@ Source: Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/ab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -144,12 +145,15 @@ def experts(
     return out
 
 
-def router_logits(x: Array, router: Matrices) -> Array:
-    """`linear(x, router.weight, router.bias)` of normalized tokens (tokens, dim), with a launch for few of them."""
+def router_logits(x: Array, router: Matrices, beside: bool = False) -> Array:
+    """`linear(x, router.weight, router.bias)` of normalized tokens (tokens, dim), with a launch for few of them.
+
+    With `beside`, x was there before the launch before this one, which may run beside that.
+    """
     weight, bias = router
     if get_array_module(x) is np or not device.routes_few(weight, len(x)):
         return linear(x, weight, bias)
-    return device.router_logits(x, weight, bias)
+    return device.router_logits(x, weight, bias, beside)
 
 
 def experts_by_logits(
@@ -160,13 +164,17 @@ def experts_by_logits(
     up: Matrices | None,
     down: Matrices,
     activate: str = "swiglu",
+    beside: bool = False,
 ) -> Array:
-    """`experts(x, *route(logits, *routing), ...)`; on a device products of few tokens choose the experts themselves."""
+    """`experts(x, *route(logits, *routing), ...)`; on a device products of few tokens choose the experts themselves.
+
+    With `beside`, x and the logits were there before the launch before these, of which the first may run beside it.
+    """
     on_host = get_array_module(logits) is np
     _check_used(routing[0], logits.shape[-1], on_host)
     if not on_host:
         how = device.Routing.of(logits.shape[-1], *routing)
-        return device_experts.experts_by_logits(x, logits, how, gate, up, down, activate)[0]
+        return device_experts.experts_by_logits(x, logits, how, gate, up, down, activate, beside=beside)[0]
     return experts(x, *route(logits, *routing), gate, up, down, activate)
 
 
@@ -186,7 +194,7 @@ def mixture(
     up: Matrices | None,
     down: Matrices,
     activate: str,
-    residual: Array = None,
+    residual: Array | Callable[[], Array] = None,
     following: NextNorm | None = None,
     always: bool = False,
 ) -> tuple[Array, Array | PackedOperand | None]:
@@ -197,7 +205,8 @@ def mixture(
         norm, eps: of the norm.
         router: weight (experts, dim), bias (experts,) or None; with `always`, perhaps with one row more.
         routing: `used` and what follows it in `route`.
-        gate, up, down, activate, residual: as in `experts`.
+        gate, up, down, activate, residual: as in `experts`; or what makes the residual, which is called behind the
+            router, so that launches of both may run beside each other.
         following: the norm of the result that comes next, if any.
         always: the last of gate's, up's and down's experts is not the router's to choose: every token takes it, times
             the sigmoid of the router's logit for it, if that has one.
@@ -211,6 +220,7 @@ def mixture(
     """
     if get_array_module(x) is np:
         y = rms_norm(x, norm, eps)
+        residual = residual() if callable(residual) else residual
         logits, count = linear(y, router.weight, router.bias), len(down.weight) - always
         ids, weights = route(logits[:, :count], *routing)
         if always:

@@ -10,6 +10,8 @@ from gguf import GGMLQuantizationType
 from golden import build, families
 
 import rocforge as rf
+from rocforge.device import tuning
+from rocforge.device.kernels import launches_recorded
 from rocforge.load import load_model
 
 pytestmark = [
@@ -121,16 +123,18 @@ def test_a_fault_before_the_wait(kernels, overlap):
 
 SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 1, "logprobs": 2}
 GREEDY = {"temperature": 0, "logprobs": 0}
+BESIDE = "gemma4-experts", "deepseek2-lite"
+"""Models of which launches may run beside those before them."""
 """The kernels of sampling take more of the simulator's time than a small model."""
 
 
 @pytest.mark.parametrize(
     ("architecture", "sampling"),
-    [("llama", SAMPLED), *((name, GREEDY) for name in ("qwen3", "gemma2", "phi3", "gpt-oss", "gemma4-experts"))],
+    [("llama", SAMPLED), *((name, GREEDY) for name in ("qwen3", "gemma2", "phi3", "gpt-oss", *BESIDE))],
 )
 def test_generation(tmp_path, rng, architecture, sampling, overlap, monkeypatch):
     """Tokens and log-probabilities of a prompt and of decode steps, single launches and a graph's, alone and in a
-    batch, are bit for bit what they are without overlap."""
+    batch, are bit for bit what they are without overlap, also of launches that run beside others."""
     if architecture in families.FAMILIES:
         families.build(tmp_path / "model.gguf", architecture, GGMLQuantizationType.Q8_0)
     else:
@@ -148,6 +152,13 @@ def test_generation(tmp_path, rng, architecture, sampling, overlap, monkeypatch)
                 tokens += [(token.id, token.logprobs) for token in engine.step()]
             return tokens
 
-    overlapping = [written(count) for count in (1, 2)]
+    overlapping = []
+    for beside in (False, True) if architecture in BESIDE else (False,):
+        with tuning.trying(beside=beside):
+            overlapping.append([written(count) for count in (1, 2)])
+    launched = []
+    with tuning.trying(beside=True), launches_recorded(launched.append):
+        model(np.zeros(1, np.int32))
+    assert any("RF_BESIDE" in kernel.defines for kernel in launched) == (architecture in BESIDE)
     monkeypatch.setenv("HIPSIM_OVERLAP", "0")
-    assert overlapping == [written(count) for count in (1, 2)]
+    assert all(tokens == [written(count) for count in (1, 2)] for tokens in overlapping)

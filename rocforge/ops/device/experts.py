@@ -63,9 +63,9 @@ _SIGNATURES = {
 
 
 @functools.cache
-def _kernel(name: str, kind: WeightFormat) -> Kernel:
+def _kernel(name: str, kind: WeightFormat, beside: bool = False) -> Kernel:
     source = "experts_prefill.hip" if name.endswith("tiles") else "experts.hip"
-    return Kernel(source, name, _SIGNATURES[name], RF_QTYPE=kind.kernel)
+    return Kernel(source, name, _SIGNATURES[name], RF_QTYPE=kind.kernel, **({"RF_BESIDE": 1} if beside else {}))
 
 
 Pair = tuple[Matrices, ...]
@@ -140,21 +140,24 @@ def mixture(
     up: Matrices | None,
     down: Matrices,
     unit: str,
-    residual: Array,
+    residual: Array | Callable[[], Array],
     following: NextNorm | None,
     always: bool,
 ) -> tuple[Array, Array | PackedOperand | None]:
     """What `rocforge.ops.moe.mixture` gives, of arrays on a device.
 
     Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
-    last two choose the experts by the logits themselves.
+    last two choose the experts by the logits themselves. Where the residual is made between the first two, these may
+    run beside what is launched for it.
     """
     _check_rows(down)
     matrices, count = ExpertMatrices(gate, up, down), len(down.weight) - always
-    operand, logits = _routed(x, norm, eps, router, form_for(matrices, len(x)))
+    beside = callable(residual)
+    operand, logits = _routed(x, norm, eps, router, form_for(matrices, len(x)), beside)
+    residual = residual() if callable(residual) else residual
     how = Routing.of(count, *routing)
     how = how._replace(used=how.used + always, always=int(always), gates=int(len(router.weight) > count))
-    return experts_by_logits(operand, logits, how, *matrices, unit, residual, following)
+    return experts_by_logits(operand, logits, how, *matrices, unit, residual, following, beside)
 
 
 def experts_by_logits(
@@ -167,14 +170,17 @@ def experts_by_logits(
     unit: str,
     residual: Array = None,
     following: NextNorm | None = None,
+    beside: bool = False,
 ) -> tuple[Array, Array | PackedOperand | None]:
-    """What `rocforge.ops.moe.experts_by_logits` gives, and the norm that follows on it, as `mixture` does."""
+    """What `rocforge.ops.moe.experts_by_logits` gives, and the norm that follows on it, as `mixture` does; `beside`: x
+    and the logits were there before the launch before these."""
     _check_rows(down)
     tokens, residual = len(x), float32(residual)
     pair, product = _pair(gate, up), experts_product_for(ExpertMatrices(gate, up, down), tokens)
     operand = as_operand(x, experts_form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
-        return _gemv(operand, Chosen(None, float32(logits), how), None, pair, down, unit, residual), None
+        chosen = Chosen(None, float32(logits), how)
+        return _gemv(operand, chosen, None, pair, down, unit, residual, beside and operand is x), None
     ids, weights = device_moe.route(logits, how)
     if product not in _OF_SORTED_PAIRS or not tokens:
         return experts(operand, ids, weights, gate, up, down, unit, residual), None
@@ -186,11 +192,11 @@ def experts_by_logits(
 
 
 def _routed(
-    x: Array, norm: Array, eps: float, router: Matrices, form: OperandForm
+    x: Array, norm: Array, eps: float, router: Matrices, form: OperandForm, beside: bool
 ) -> tuple[Array | PackedOperand, Array]:
     """The norm of x in a form, and the router's logits of it: of one launch, where that is faster than one for each."""
     if form.packed and device_moe.routes_few(router.weight, len(x)):
-        return device_moe.router(x, norm, eps, router.weight, router.bias, form)
+        return device_moe.router(x, norm, eps, router.weight, router.bias, form, beside)
     y, operand = rms_norm_both(x, norm, eps, form)
     (logits,) = linears(y, [router.weight], [router.bias], None)
     return operand, logits
@@ -204,12 +210,13 @@ def _gemv(
     down: Matrices,
     unit: str,
     residual: Array,
+    beside: bool = False,
 ) -> Array:
     """Two launches: gate and up of each token-expert pair; down of each, and the sum over a token's experts."""
     ffn = down.weight.shape[2]
     form = OperandForm.INT8 if format_of(down.weight).planar else OperandForm.FLOAT32
     hidden = empty_operand((len(x) * chosen.routing.used, ffn), form)
-    _gemv_gated(hidden, x, chosen, pair, ffn, unit)
+    _gemv_gated(hidden, x, chosen, pair, ffn, unit, beside)
     return _gemv_down(_memory(hidden), len(x), chosen, weights, down, residual)
 
 
@@ -218,7 +225,13 @@ def _memory(x: Array | PackedOperand) -> Array:
 
 
 def _gemv_gated(
-    out: Array | PackedOperand, x: Array | PackedOperand, chosen: Chosen, pair: Pair, ffn: int, unit: str
+    out: Array | PackedOperand,
+    x: Array | PackedOperand,
+    chosen: Chosen,
+    pair: Pair,
+    ffn: int,
+    unit: str,
+    beside: bool,
 ) -> None:
     dim, tuned = pair[0].weight.shape[2], tuning.current()
     packed, x = isinstance(out, PackedOperand), _memory(x)
@@ -230,7 +243,7 @@ def _gemv_gated(
         args = {"x": x, "cells": part.kind.cells(dim), "first": first, "chosen": chosen}
         args |= {"matrices": matrices, "out": to}
         grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
-        _kernel("experts_gated", part.kind)(grid, (tuned.gated_threads,), args)
+        _kernel("experts_gated", part.kind, beside and tuned.beside)(grid, (tuned.gated_threads,), args)
 
     if kind_of(*pair) is not None:
         return launch(_memory(out), chosen, 0, *parts(pair))

@@ -26,7 +26,7 @@ ROUTER_THREADS, ROUTER_TOKENS = 128, 2
 MOST_PAIRS = (1 << 31) - 1
 
 _route = Kernel("moe.hip", "route")
-_router = Kernel("moe.hip", "router")
+_ROUTER = {False: Kernel("moe.hip", "router"), True: Kernel("moe.hip", "router", RF_BESIDE=1)}
 _group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32* int32 int32 int32 int32")
 _scatter = Kernel("moe.hip", "scatter_tokens", "float32* int32* uint8* uint32 uint32 uint32 uint32")
 _scale = Kernel("moe.hip", "scale_by_expert", "float32* float32* int32* float32* uint32 uint64")
@@ -92,7 +92,7 @@ def counted(experts: int) -> int:
 
 
 def router(
-    x: Array, weight: Array, eps: float, matrix: Array, bias: Array, form: OperandForm
+    x: Array, weight: Array, eps: float, matrix: Array, bias: Array, form: OperandForm, beside: bool = False
 ) -> tuple[PackedOperand, Array]:
     """The rms_norm of tokens as products with experts take it, and the router's logits of it, of one launch.
 
@@ -102,13 +102,14 @@ def router(
         matrix: float32 (experts, dim).
         bias: float32 (experts,), or None.
         form: a packed one.
+        beside: the launch may run beside the one before it, of which it takes nothing.
 
     Returns:
         The operand; float32 (tokens, experts).
     """
     operand = empty_operand(x.shape, form)
     to = {"quantized": operand.data, "width": operand.width, "cells": cells_of(x.shape[1])}
-    return operand, _logits(x, matrix, bias, {"weight": float32(weight), "eps": eps, **to})
+    return operand, _logits(x, matrix, bias, {"weight": float32(weight), "eps": eps, **to}, beside)
 
 
 def routes_few(matrix: Weight, tokens: int) -> bool:
@@ -117,18 +118,20 @@ def routes_few(matrix: Weight, tokens: int) -> bool:
     return plain and 0 < tokens <= tuning.current().router_tokens
 
 
-def router_logits(x: Array, matrix: Array, bias: Array) -> Array:
+def router_logits(x: Array, matrix: Array, bias: Array, beside: bool = False) -> Array:
     """`x @ matrix.T + bias` of tokens that are normalized, all as `router` has them."""
     nothing = {"weight": None, "eps": 0.0, "quantized": None, "width": 0, "cells": 0}
-    return _logits(x, matrix, bias, nothing)
+    return _logits(x, matrix, bias, nothing, beside)
 
 
-def _logits(x: Array, matrix: Array, bias: Array, args: dict[str, Any]) -> Array:
+def _logits(x: Array, matrix: Array, bias: Array, args: dict[str, Any], beside: bool) -> Array:
     (tokens, dim), count = x.shape, len(matrix)
     logits, waves = cupy_module().empty((tokens, count), np.float32), ROUTER_THREADS // card_of(x.device.id).wave
     args |= {"x": float32(x), "tokens": tokens, "n": dim, "w": matrix, "bias": float32(bias)}
     args |= {"experts": count, "logits": logits}
-    _router((blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args)
+    _ROUTER[beside and tuning.current().beside](
+        (blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args
+    )
     return logits
 
 
