@@ -169,15 +169,15 @@ rf_experts_gated_pairs(ExpertsGatedPairsParams p) {
         });
 }
 
-// y (pairs, rows) = x @ w.T + bias of each pair's expert, in the pairs' order, in which x comes too; w is (experts,
-// rows,
-// ...), bias (experts, rows) or null.
+// y (pairs, rows) = x @ w.T + bias of each pair's expert, in the pairs' order, or, where it `puts_back`, in that of x,
+// each pair having a token; w is (experts, rows, ...), bias (experts, rows) or null.
 struct ExpertsDownPairsParams {
     Pairs pairs;
     const void* w;
     RF_NULLABLE const float* bias;
     float* y;
     u32 rows;
+    i32 puts_back;
 };
 RF_KERNEL_WIDE(THREADS, RESIDENT)
 rf_experts_down_pairs(ExpertsDownPairsParams p) {
@@ -193,7 +193,8 @@ rf_experts_down_pairs(ExpertsDownPairsParams p) {
             u32 row = run * height + within;
             if (row >= p.rows) return;
             float bias = p.bias ? p.bias[u64(tile.expert) * p.rows + row] : 0.0f;
-            p.y[u64(tile.first + first + pair) * p.rows + row] = sums[pair][within] + bias;
+            u32 i = tile.first + first + pair;
+            p.y[u64(p.puts_back ? p.pairs.order[i] : i) * p.rows + row] = sums[pair][within] + bias;
         });
     };
     // the tiles were listed before the gated product began

@@ -90,8 +90,8 @@ class LatentAttention(Module):
         return self.attn_output(self.mix([layer(x) for layer in self.projections], batch))
 
     def mix(self, projected: list[Any], batch: Batch, consumer: Any = None) -> Any:
-        """What the output product takes, (tokens, heads * value_dim), of what the projections give: floats for any
-        consumer."""
+        """What the output product takes, (tokens, heads * value_dim), of what the projections give: in the form for
+        the weight `consumer`, where nobody sees attn_v_b."""
         q, rows = projected
         if self.query_rank is not None:
             q = self.attn_q_b(self.attn_q_a_norm(q))
@@ -113,4 +113,6 @@ class LatentAttention(Module):
             return seen.reshape(len(q), -1)
         own, rotated = store_latents(q, latents, keys, layer, rotation, **fused, factors=factors)
         seen = latent_attention(self.attn_k_b(own), rotated, layer, self.scale)
+        if consumer is not None and is_hidden(self.attn_v_b, HeadLinear):
+            return head_linear(seen, self.attn_v_b.weight, consumer)
         return self.attn_v_b(seen).reshape(len(q), -1)

@@ -19,7 +19,9 @@ from rocforge.ops.activation import scale_rows
 from rocforge.ops.arguments import check_shape
 from rocforge.ops.attention import paged_attention
 from rocforge.ops.device import latent_attention as device
+from rocforge.ops.device.head_linear import head_linear as head_linear_on_device
 from rocforge.ops.device.latent_attention import Expansion, plan_expansion
+from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
@@ -160,23 +162,25 @@ class _Latents:
         return self.rows[slots][..., : self.rank]
 
 
-def head_linear(x: Array, weight: Weight) -> Array:
+def head_linear(x: Array, weight: Weight, consumer: Weight | None = None) -> Array | PackedOperand:
     """Each head's row times its own matrix.
 
     Args:
         x: float32, shape (tokens, heads, columns).
         weight: QuantizedArray or floats, shape (heads, rows, columns).
+        consumer: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (tokens, heads, rows).
+        float32, shape (tokens, heads, rows); with `consumer` (tokens, heads * rows), on a device, where the kernel can
+        write it, in the form in which a product with that takes it.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     check_shape("head_linear", "x", x, (len(x), len(weight), weight.shape[2]))
     if get_array_module(x) is not np:
-        return device.head_linear(x, weight)
+        return head_linear_on_device(x, weight, consumer)
     out = np.empty((*x.shape[:2], weight.shape[1]), np.float32)
     for head in range(x.shape[1]):
         out[:, head] = linear(x[:, head], weight[head])
-    return out
+    return out if consumer is None else out.reshape(len(x), -1)

@@ -14,8 +14,11 @@ from rocforge.nn import LatentAttention
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
+from rocforge.ops.device import head_linear as head_device
 from rocforge.ops.device import latent_attention as latent_device
+from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
+from rocforge.ops.linear import linear
 from rocforge.ops.rope import Rotation, rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE, PackedRows
 from rocforge.ops.temperature import Temperature
@@ -117,17 +120,35 @@ def test_storing(rng, neox: bool, rotates: bool, temperature: Temperature | None
 
 
 @pytest.mark.any_wave
-@pytest.mark.parametrize("kind", ["F32", "Q4_0"])
-def test_head_linear(rng, kind: str, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "rows", "columns"),
+    [("F32", 40, 64), ("Q4_0", 40, 64), ("Q8_0", 300, 640), ("Q4_K", 27, 256), ("Q8_0", 8, 1056)],
+)
+def test_head_linear(rng, kind: str, rows: int, columns: int, monkeypatch):
     """Each head's own matrix, of one token and of several; of packed ones on the matrix unit, some tokens at a time."""
-    monkeypatch.setattr(latent_device, "MAX_PAIRS", 60)
-    values = rng.standard_normal((3, 40, 64), np.float32)
+    monkeypatch.setattr(head_device, "MAX_PAIRS", 210)
+    values = rng.standard_normal((3, rows, columns), np.float32)
     weight = values if kind == "F32" else rf.quantize(values, kind)
-    for tokens in (1, 4, 37):
-        x = rng.standard_normal((tokens, 3, 64), np.float32)
+    for tokens in (1, 4, 9, 80):
+        x = rng.standard_normal((tokens, 3, columns), np.float32)
         y = head_linear(cp.asarray(x), rf.to_device(weight, "gpu"))
         expected = np.einsum("thc,hrc->thr", x.astype(np.float64), np.asarray(weight, np.float64))
         assert relative_error(y, expected) < 1e-2
+
+
+@pytest.mark.any_wave
+@pytest.mark.parametrize("heads", [2, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+def test_head_linear_for_a_product(rng, heads: int, tokens: int):
+    """Of few tokens the result is rounded as the product after it takes it, where rows are whole cells: bit for bit."""
+    weight = rf.quantize(rng.standard_normal((heads, 64, 96), np.float32), "Q8_0").to_device("gpu")
+    after = rf.quantize(rng.standard_normal((40, heads * 64), np.float32), "Q8_0").to_device("gpu")
+    x = cp.asarray(rng.standard_normal((tokens, heads, 96), np.float32))
+    floats = head_linear(x, weight).reshape(tokens, -1)
+    y = head_linear(x, weight, after)
+    few = tokens <= tuning.current().experts_int8_tokens
+    assert isinstance(y, PackedOperand) == (few and heads == 2)
+    assert cp.array_equal(linear(y, after), linear(floats, after))
 
 
 @pytest.mark.parametrize("rank", [40, 576])

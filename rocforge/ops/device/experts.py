@@ -319,7 +319,7 @@ def _tile_products(x: PackedOperand, ids: Array, pair: Pair, down: Matrices, uni
     gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
     args = {"matrices": gate_and_up, "out": hidden.data, "out_width": hidden.width, "out_cells": cells_of(ffn)}
     launch_tiles("experts_gated_pairs", x, groups.order, used, tiles, height, pair[0], 2 * CELL * cells_of(ffn), args)
-    args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
+    args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim, "puts_back": 0}
     launch_tiles("experts_down_pairs", hidden, None, 1, tiles, height, down, dim, args)
     return y, groups.rank
 

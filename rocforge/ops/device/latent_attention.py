@@ -9,21 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import expert_tile_pairs
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.attention import Macros, cache_arrays, paged_attention, splits_of, types_of
-from rocforge.ops.device.dequantize import dequantize_device, rows_by_id
-from rocforge.ops.device.experts import MAX_PAIRS, expert_linear, launch_tiles
-from rocforge.ops.device.moe import sorted_pairs
-from rocforge.ops.device.operands import quantized, to_fp16
-from rocforge.ops.device.plan import Product, experts_product, fragments_for
+from rocforge.ops.device.dequantize import dequantize_device
+from rocforge.ops.device.head_linear import head_linear
+from rocforge.ops.device.operands import to_fp16
 from rocforge.ops.device.strided import a_thread_each, blocks, copy_into, float32, rows_of
-from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
-from rocforge.ops.types import Array, Matrices, Weight
+from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
 
 HEADS, WAVES = 16, 8
@@ -158,7 +153,7 @@ def expanded_attention(
         return out
     alone = replace(layer, queries=(1, 1), lengths=plan.lengths, query_starts=plan.starts)
     seen = latent_attention(head_linear(own, weights[0]), rotated, alone, scale)
-    y = head_linear(seen, weights[1])
+    y: Array = head_linear(seen, weights[1])
     _put_alone((len(y),), (EXPAND_THREADS,), (out, y, plan.alone, heads * y.shape[2]))
     return out
 
@@ -218,38 +213,3 @@ _EXPANDERS = {
     "latent_expand": ("latent_expand.hip", None),
 }
 """Sources and signatures of kernels that make keys and values."""
-
-
-def head_linear(x: Array, weight: Weight) -> Array:
-    """As rocforge.ops.latent_attention.head_linear: each head's matrix is an expert that every token takes."""
-    (tokens, heads, columns), kind = x.shape, format_of(weight)
-    x, ids, matrices = x.reshape(-1, columns), _heads_of(tokens, heads), Matrices(weight)
-    product = experts_product(kind, kind, kind, tokens, tuning.current())
-    if product not in (Product.TILE, Product.WIDE):
-        return expert_linear(x, ids, matrices).reshape(tokens, heads, -1)
-    y, step = cupy_module().empty((tokens, heads, weight.shape[1]), np.float32), max(MAX_PAIRS // heads, 1)
-    for start in range(0, tokens, step):
-        some = slice(start, start + step)
-        _by_tiles(y[some].reshape(-1, weight.shape[1]), x[start * heads :], ids[some], matrices)
-    return y
-
-
-def _by_tiles(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
-    """Each pair's row times its head's matrix, on the matrix unit: the pairs sorted, multiplied, and put back."""
-    heads, rows, _ = matrices.weight.shape
-    height, y = expert_tile_pairs(ids.size, heads), cupy_module().empty(out.shape, np.float32)
-    groups, tiles = sorted_pairs(ids, heads, height)
-    args = {"w": memory_of(matrices.weight), "bias": None, "y": y, "rows": rows}
-    operand = quantized(x[: ids.size], fragments_for(ids.size))
-    launch_tiles("experts_down_pairs", operand, groups.order, 1, tiles, height, matrices, rows, args)
-    rows_by_id(y, groups.rank, out)
-
-
-def _heads_of(tokens: int, heads: int) -> Array:
-    """int32 (tokens, heads): 0, 1, ... of each token."""
-    return _kept_heads(heads, 1 << max(tokens - 1, 0).bit_length()).on_current_device()[:tokens]
-
-
-@functools.cache
-def _kept_heads(heads: int, tokens: int) -> Constant:
-    return Constant(np.tile(np.arange(heads, dtype=np.int32), (tokens, 1)))
