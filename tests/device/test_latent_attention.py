@@ -127,6 +127,7 @@ def test_storing(rng, neox: bool, rotates: bool, temperature: Temperature | None
 def test_head_linear(rng, kind: str, rows: int, columns: int, monkeypatch):
     """Each head's own matrix, of one token and of several; of packed ones on the matrix unit, some tokens at a time."""
     monkeypatch.setattr(head_device, "MAX_PAIRS", 210)
+    monkeypatch.setattr(head_device, "KEPT_PAIRS", 100)
     values = rng.standard_normal((3, rows, columns), np.float32)
     weight = values if kind == "F32" else rf.quantize(values, kind)
     for tokens in (1, 4, 9, 80):

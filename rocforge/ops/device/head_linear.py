@@ -22,7 +22,6 @@ from rocforge.ops.device.experts import DOWN_ROWS, MAX_PAIRS, expert_linear, lau
 from rocforge.ops.device.moe import PairTiles, sorted_pairs
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, quantized
 from rocforge.ops.device.plan import (
-    MAX_TILE_TOKENS,
     OperandForm,
     Product,
     experts_product,
@@ -35,6 +34,8 @@ from rocforge.ops.types import Array, Matrices, Weight
 
 MOST_CELLS = 8
 """Cells of a row that a block of head_linear.hip has room for."""
+KEPT_PAIRS = 4096
+"""Up to so many pairs of a token and a head their order is kept, of more it is made each time."""
 
 
 def head_linear(x: Array, weight: Weight, consumer: Weight | None = None) -> Array | PackedOperand:
@@ -88,8 +89,8 @@ def _by_tiles(x: Array, weight: Weight) -> Array:
 
 
 def _sorted(tokens: int, heads: int, height: int) -> tuple[Array, PairTiles]:
-    """Pairs of a token and a head by the head, and each head's in tiles: of up to MAX_TILE_TOKENS they are kept."""
-    if tokens > MAX_TILE_TOKENS:
+    """Pairs of a token and a head by the head, and each head's in tiles."""
+    if tokens * heads > KEPT_PAIRS:
         groups, tiles = sorted_pairs(_heads_of(tokens, heads), heads, height)
         return groups.order, tiles
     kept = _kept_order(tokens, heads, height)
