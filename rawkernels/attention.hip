@@ -380,11 +380,10 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* record
 }
 
 // Grid: (kv_heads, sequences, splits): first splits come first, which have tokens where others have none.
-RF_KERNEL_BOUND(THREADS, at_least(THREADS, RF_RESIDENT))
-rf_attention_decode(DecodeParams p) {
+RF_DEVICE void decode(const DecodeParams& p) {
     RF_SHARED Shared shared;
     let_next_begin();
-    if (!p.new_keys) wait_for_previous();
+    if (!p.new_keys) wait_unless_beside();
     i32 kv_head = block_x(), sequence = block_y(), split = block_z();
     i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
     i32 first = first_seen(length - 1, p.window, p.chunked);
@@ -413,7 +412,7 @@ rf_attention_decode(DecodeParams p) {
             rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
                                      p.neox);
     }
-    wait_for_previous();
+    wait_unless_beside();
 
     u32 columns = p.kv_heads * SIZE, cells = cells_of(columns);
     Quantized quantized = {p.activations, p.activation_width, cells};
@@ -461,6 +460,12 @@ rf_attention_decode(DecodeParams p) {
     u32 others = counts ? seen_by(atomic_add(counter, SEEN)) : 0;
     combine(shared, output, partials, active, p.sinks, kv_head * RF_GROUP);
     if (thread_x() == 0 && others == shared.sharers - 1) *counter = 0;
+}
+
+RF_KERNEL_BOUND(THREADS, at_least(THREADS, RF_RESIDENT))
+rf_attention_decode(DecodeParams p) {
+    decode(p);
+    wait_beside();
 }
 
 }  // namespace rocforge

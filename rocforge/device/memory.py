@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Iterator
+from typing import Any
 
 from rocforge.device.arrays import available_memory, on_device
 from rocforge.device.libraries import cupy_module
@@ -33,6 +34,21 @@ def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
         failure = error.with_traceback(None)  # its frames keep arrays alive
     free = amount(available_memory(device))
     raise OutOfMemoryError(f"{purpose}: {failure} {device} has {free} free now") from failure
+
+
+@contextlib.contextmanager
+def memory_held() -> Iterator[bool]:
+    """In this context and thread, what CuPy allocates is not used again: so not for what a launch writes that runs
+    beside the one before it, whose arguments may be gone. The context gives True."""
+    cuda, held = cupy_module().cuda, []
+    allocate = cuda.get_allocator()
+
+    def allocated(nbytes: int) -> Any:
+        held.append(allocate(nbytes))
+        return held[-1]
+
+    with cuda.using_allocator(allocated):
+        yield True
 
 
 def reserved_memory(device: str) -> int:

@@ -4,6 +4,7 @@ beside a feed-forward."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from rocforge.nn.batch import Batch
@@ -17,7 +18,7 @@ from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.shared_experts import JoinedExperts, SharedExpert, SharedMoE, TokenGate
 from rocforge.ops.activation import add, sigmoid_gate_rows
 from rocforge.ops.linear import gated_linear, linear
-from rocforge.ops.moe import UNITS, experts, experts_by_logits, mixture, router_logits
+from rocforge.ops.moe import UNITS, experts, experts_by_logits, mixture, router_logits, runs_beside
 from rocforge.ops.norm import rms_norm_both_for, rms_norm_for
 from rocforge.ops.types import ExpertMatrices, Matrices, NextNorm
 
@@ -68,23 +69,27 @@ class MoEStep(Step):
         x, called = stream.x, self.shared is not None and self.fused_shared is None
         y = None if self.fused_norm is not None and not called else self.enter(stream)
         if self.post is None and not self.mixer.observers:
-            residual = self.with_shared(x, y, None if self.group.rank else x)
             norm = None if following is None else following.only
             if self.group.size > 1:
-                return self.summed(self.products(x, y, residual, None)[0], norm)
-            return Stream.of(*self.products(x, y, residual, norm), owned=True)
-        mixed = self.products(x, y, self.with_shared(x, y, None), None)[0]
-        return self.leave(x, self.mixer.observed(mixed), following)
+                return self.summed(self.mixed(x, y, None if self.group.rank else x, None)[0], norm)
+            return Stream.of(*self.mixed(x, y, x, norm), owned=True)
+        return self.leave(x, self.mixer.observed(self.mixed(x, y, None, None)[0]), following)
+
+    def mixed(self, x: Any, y: Any, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the shared expert, if there is one, and the chosen ones give; the rest is as in `products`."""
+        if self.fused_shared is None or self.fused_norm is None or self.joined is not None:
+            return self.products(x, y, self.with_shared(x, y, residual), following)
+        # the router runs beside the shared gate and up, the experts' gate and up beside the shared down
+        with runs_beside(x, self.routed.ffn_gate_inp.weight) as beside:
+            product = functools.partial(self.fused_shared.product, self.fused_shared.hidden(x, y), residual)
+            return self.products(x, y, product if beside else product(), following)
 
     def with_shared(self, x: Any, y: Any, residual: Any) -> Any:
-        """The residual and what the shared expert gives, if there is one; None where there is neither; or what makes
-        it, to be called behind the router."""
+        """The residual and what the shared expert gives, if there is one; None where there is neither."""
         if self.joined is not None:
             return residual
-        if (expert := self.fused_shared) is not None:
-            hidden = expert.hidden(x, y)
-            product = functools.partial(expert.product, hidden, residual)
-            return product() if self.fused_norm is None else product
+        if self.fused_shared is not None:
+            return self.fused_shared.product(self.fused_shared.hidden(x, y), residual)
         if self.shared is None:
             return residual
         return self.shared(y) if residual is None else add(residual, self.shared(y))
@@ -132,30 +137,53 @@ class ParallelExpertsStep(Step):
         self.norms_behind = [*behind, post] if joins and all(is_hidden(each, RMSNorm) for each in behind) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
-        x, both, dense = stream.x, self.mixer, self.dense
-        normed = iter(self.norm_in(stream))
-        # the router runs beside the dense gate and up, the experts' gate and up beside the dense down
-        hidden = None if dense is None else dense.hidden(Stream.of(x, next(normed) if dense.norm_in else None))
-        experts_x = both.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
-        logits = None if self.router_norm is None else self.logits(next(normed), beside=dense is not None)
-        y = both.dense(both.ffn_norm(x)) if dense is None else dense.product(hidden)
-        mixed = self.mixed(x, experts_x, logits)
+        x, both = stream.x, self.mixer
+        normed = self.norm_in(stream)
+        if self.dense is None or self.router_norm is None:
+            y, mixed = self.apart(x, iter(normed))
+        else:
+            # the router runs beside the dense gate and up, the experts' gate and up beside the dense down
+            with runs_beside(x, self.routed.ffn_gate_inp.weight) as beside:
+                y, mixed = self.together(x, iter(normed), self.dense, beside)
         if self.norms_behind is not None and self.group.size == 1:
             return self.add_normed(x, [y, mixed], self.norms_behind, following)
         return self.leave(x, both.observed(both.join(y, mixed)), following)
 
-    def logits(self, x: Any, beside: bool) -> Any:
-        """The router's, of what its norm gives."""
-        return router_logits(x, Matrices(self.routed.ffn_gate_inp.weight), beside)
+    def apart(self, x: Any, normed: Iterator[Any]) -> tuple[Any, Any]:
+        """What the feed-forward, and then the experts, give of the stream x, of which `normed` are the fused norms."""
+        both, dense = self.mixer, self.dense
+        y = both.dense(both.ffn_norm(x)) if dense is None else dense.product(self.hidden(x, normed, dense))
+        experts_x = self.experts_x(x, normed)
+        if self.router_norm is not None:
+            return y, self.by_logits(experts_x, self.logits(normed, False), False)
+        moe = self.routed
+        chosen = moe.choose(experts_x, x, moe.ffn_down_exps.scale)
+        return y, moe.observed(experts(*chosen, *moe.matrices, moe.activation))
 
-    def mixed(self, x: Any, y: Any, logits: Any) -> Any:
-        """What the experts give of y, which their norm makes of the stream x, by the logits, or as they choose."""
-        moe, unit = self.routed, self.routed.activation
-        scales = moe.ffn_down_exps.scale
-        if logits is None:
-            return moe.observed(experts(*moe.choose(y, x, scales), *moe.matrices, unit))
-        beside = self.dense is not None
-        return moe.observed(experts_by_logits(y, logits, (*moe.routing, scales), *moe.matrices, unit, beside))
+    def together(self, x: Any, normed: Iterator[Any], dense: MLPStep, beside: bool) -> tuple[Any, Any]:
+        """The same, in the order in which launches of the one may run beside the other's."""
+        hidden, experts_x = self.hidden(x, normed, dense), self.experts_x(x, normed)
+        logits = self.logits(normed, beside)
+        y = dense.product(hidden)
+        return y, self.by_logits(experts_x, logits, beside)
+
+    def hidden(self, x: Any, normed: Iterator[Any], dense: MLPStep) -> Any:
+        """What the feed-forward's last product takes."""
+        return dense.hidden(Stream.of(x, next(normed) if dense.norm_in else None))
+
+    def experts_x(self, x: Any, normed: Iterator[Any]) -> Any:
+        """What the experts take."""
+        return self.mixer.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
+
+    def logits(self, normed: Iterator[Any], beside: bool) -> Any:
+        """The router's, of what its norm gives."""
+        return router_logits(next(normed), Matrices(self.routed.ffn_gate_inp.weight), beside)
+
+    def by_logits(self, x: Any, logits: Any, beside: bool) -> Any:
+        """What the experts give."""
+        moe = self.routed
+        how = *moe.routing, moe.ffn_down_exps.scale
+        return moe.observed(experts_by_logits(x, logits, how, *moe.matrices, moe.activation, beside))
 
 
 def _shared_expert(expert: SharedExpert, norm: RMSNorm | None, tables: Tables) -> _SharedExpert | None:

@@ -6,11 +6,14 @@ Source: Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/ab
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import get_array_module
+from rocforge.device.memory import memory_held
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
 from rocforge.ops.arguments import check_row, host_floats
@@ -20,7 +23,7 @@ from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
-from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm
+from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm, Weight
 
 UNITS = ("swiglu", "geglu", "swiglu_oai")
 """Activations of the experts that `experts` takes, and of feed-forwards that rocforge.ops.linear.gated_linear does."""
@@ -143,6 +146,14 @@ def experts(
         y = getattr(activation, activate)(*(halves(y) if up is None else (y, _linear_of(index, x[rows], up))))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
+
+
+def runs_beside(x: Array, router: Weight) -> AbstractContextManager[bool]:
+    """A context in which a router of x and products with its experts may run beside the launches before them, of which
+    they take nothing: False where they would gain nothing."""
+    if get_array_module(x) is np or not (tuning.current().beside and device.routes_few(router, len(x))):
+        return nullcontext(False)
+    return memory_held()
 
 
 def router_logits(x: Array, router: Matrices, beside: bool = False) -> Array:

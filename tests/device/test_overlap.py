@@ -11,7 +11,7 @@ from golden import build, families
 
 import rocforge as rf
 from rocforge.device import tuning
-from rocforge.device.kernels import launches_recorded
+from rocforge.device.kernels import Kernel, launches_recorded
 from rocforge.load import load_model
 
 pytestmark = [
@@ -121,6 +121,38 @@ def test_a_fault_before_the_wait(kernels, overlap):
     assert chain(kernels, "store_one") == ([10], [11])
 
 
+def memory_of(value):
+    """Where the arrays among a launch's arguments lie: first bytes and ends."""
+    if isinstance(value, cp.ndarray):
+        return [(value.data.ptr, value.data.ptr + value.nbytes)]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [place for part in parts for place in memory_of(part)]
+
+
+@pytest.mark.parametrize("architecture", ["gemma4-experts", "deepseek2-lite", "qwen2moe"])
+def test_what_runs_beside_a_launch_writes_elsewhere(tmp_path, architecture, monkeypatch):
+    """Not where that one reads, though nobody else needs it any more; and nobody waits for more than one launch."""
+    families.build(tmp_path / "model.gguf", architecture, GGMLQuantizationType.Q8_0)
+    model, launched = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu"), []
+    launch = Kernel.__call__
+
+    def recorded(kernel, grid, block, args, shared=0):
+        if beside := "RF_BESIDE" in kernel.defines:
+            written = memory_of([args[name] for name in ("logits", "quantized", "out") if name in args])
+            was_beside, _, before = launched[-1]
+            assert written and not was_beside
+            assert not any(a < end and start < b for a, b in written for start, end in before), kernel.name
+        launched.append((beside, kernel.name, memory_of(args)))  # the arrays themselves would stay
+        return launch(kernel, grid, block, args, shared)
+
+    monkeypatch.setattr(Kernel, "__call__", recorded)
+    with tuning.trying(beside=True):
+        for tokens in (1, 2, 6):
+            model(np.arange(tokens, dtype=np.int32) + 5)
+    names = {name for beside, name, _ in launched if beside}
+    assert names == {"router", "experts_gated"}
+
+
 SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 1, "logprobs": 2}
 GREEDY = {"temperature": 0, "logprobs": 0}
 BESIDE = "gemma4-experts", "deepseek2-lite"
@@ -133,8 +165,8 @@ BESIDE = "gemma4-experts", "deepseek2-lite"
     [("llama", SAMPLED), *((name, GREEDY) for name in ("qwen3", "gemma2", "phi3", "gpt-oss", *BESIDE))],
 )
 def test_generation(tmp_path, rng, architecture, sampling, overlap, monkeypatch):
-    """Tokens and log-probabilities of a prompt and of decode steps, single launches and a graph's, alone and in a
-    batch, are bit for bit what they are without overlap, also of launches that run beside others."""
+    """Tokens and log-probabilities of a prompt, of decode steps, and of steps with both, single launches and a graph's,
+    alone and in a batch, are bit for bit what they are without overlap, also of launches that run beside others."""
     if architecture in families.FAMILIES:
         families.build(tmp_path / "model.gguf", architecture, GGMLQuantizationType.Q8_0)
     else:
@@ -145,15 +177,15 @@ def test_generation(tmp_path, rng, architecture, sampling, overlap, monkeypatch)
     def written(count):
         with rf.Engine(model, cache_tokens=256) as engine:
             params = rf.SamplingParams(max_tokens=4, ignore_eos=True, **sampling)
-            for prompt in prompts[:count]:
-                engine.add(prompt, params)
-            tokens = []
-            while engine.busy:
+            todo, tokens = prompts[:count], []
+            while engine.busy or todo:
+                if todo:
+                    engine.add(todo.pop(0), params)
                 tokens += [(token.id, token.logprobs) for token in engine.step()]
             return tokens
 
     overlapping = []
-    for beside in (False, True) if architecture in BESIDE else (False,):
+    for beside in (False, True):
         with tuning.trying(beside=beside):
             overlapping.append([written(count) for count in (1, 2)])
     launched = []

@@ -144,7 +144,8 @@ def _attend(
     gate: HeadGate | None = None,
     fresh: Fresh | None = None,
 ) -> None:
-    """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
+    """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel, beside which
+    it may run.
 
     `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone. `of_heads` are sinks and
     slopes.
@@ -172,14 +173,6 @@ def _attend(
         "chunked": int(layer.chunked),
     }
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
-    if fewest == 1:
-        types = geometry.decode_types(dict(macros))
-        decoding = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types)
-        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned, decoding.blocks)
-        partials = cupy_module().empty(count * kv_heads * splits * group * (value_dim + 4), np.float32)
-        work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
-        decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros)
-        decode((kv_heads, count, splits), (decoding.threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, value_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
@@ -194,6 +187,14 @@ def _attend(
             "causal": int(layer.causal),
         }
         prefill((tiles, kv_heads, cut.parts), (cut.threads,), args, cut.shared)
+    if fewest == 1:
+        types = geometry.decode_types(dict(macros))
+        decoding = geometry.decode(tuned, head_dim, value_dim, group, card.wave, count == 1, types)
+        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned, decoding.blocks)
+        partials = cupy_module().empty(count * kv_heads * splits * group * (value_dim + 4), np.float32)
+        work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
+        decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros, most > 1 and tuned.beside)
+        decode((kv_heads, count, splits), (decoding.threads,), {**common, **to, **work, **before})
 
 
 def _gates(gate: HeadGate | None) -> tuple[Array, int, int]:
@@ -296,8 +297,9 @@ def _shorter(head_dim: int, value_dim: int) -> dict[str, int]:
 
 
 @functools.cache
-def _decode_kernel(head_dim: int, value_dim: int, group: int, alone: bool, macros: Macros) -> Kernel:
+def _decode_kernel(head_dim: int, value_dim: int, group: int, alone: bool, macros: Macros, beside: bool) -> Kernel:
     defines = {**_sizes(head_dim, value_dim, group), **dict(macros), "RF_ALONE": int(alone)}
+    defines |= {"RF_BESIDE": 1} if beside else {}
     return Kernel("attention.hip", "attention_decode", **defines)
 
 

@@ -154,7 +154,7 @@ def mixture(
     matrices, count = ExpertMatrices(gate, up, down), len(down.weight) - always
     beside = callable(residual)
     operand, logits = _routed(x, norm, eps, router, form_for(matrices, len(x)), beside)
-    residual = residual() if callable(residual) else residual
+    residual = residual() if callable(residual) else residual  # its own operands are held (rocforge.device.memory)
     how = Routing.of(count, *routing)
     how = how._replace(used=how.used + always, always=int(always), gates=int(len(router.weight) > count))
     return experts_by_logits(operand, logits, how, *matrices, unit, residual, following, beside)
