@@ -7,11 +7,14 @@ from typing import Any
 
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.low_rank import is_updated
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import PagedKV
 from rocforge.ops.device.attention import serves
 from rocforge.ops.latent_attention import expanded_attention, head_linear, latent_attention, store_latents
+from rocforge.ops.linear import linear
+from rocforge.ops.norm import rms_norm_for
 from rocforge.ops.rope import RopeFrequencies
 from rocforge.ops.temperature import Temperature
 
@@ -89,12 +92,19 @@ class LatentAttention(Module):
     def forward(self, x: Any, batch: Batch) -> Any:
         return self.attn_output(self.mix([layer(x) for layer in self.projections], batch))
 
+    def queries(self, latents: Any) -> Any:
+        """Of their latents (tokens, query_rank), which the norm gives in the form for the product, where it may."""
+        norm, layer = self.attn_q_a_norm, self.attn_q_b
+        if not is_hidden(norm, RMSNorm) or not is_hidden(layer, Linear) or is_updated(layer):
+            return layer(norm(latents))
+        return linear(rms_norm_for([layer.weight], latents, norm.weight, norm.eps), layer.weight, layer.bias)
+
     def mix(self, projected: list[Any], batch: Batch, consumer: Any = None) -> Any:
         """What the output product takes, (tokens, heads * value_dim), of what the projections give: in the form for
         the weight `consumer`, where nobody sees attn_v_b."""
         q, rows = projected
         if self.query_rank is not None:
-            q = self.attn_q_b(self.attn_q_a_norm(q))
+            q = self.queries(q)
         q, latents, keys = q.reshape(len(q), self.heads, -1), rows[:, : self.rank], rows[:, self.rank :]
         layer, rotation = batch.state_of(self), None if self.rope is None else batch.rotation(self.rope)
         norm: Any = self.attn_kv_a_norm

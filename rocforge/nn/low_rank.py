@@ -81,6 +81,12 @@ def wanted_rows_alone() -> None:
         running.ids = running.adapters.rows
 
 
+def is_updated(module: Any) -> bool:
+    """Whether adapters of this pass add to what a module gives."""
+    running = _this_thread.running
+    return running is not None and module in running.tables
+
+
 def add_updates(modules: Sequence[Any], ys: Sequence[Array], x: Array) -> None:
     """Add to the products ys of x, one for each module, in place, what the tokens' adapters add to them."""
     running = _this_thread.running
