@@ -11,7 +11,18 @@ from rocforge.load import load_model
 from rocforge.nn import Linear
 from rocforge.nn.batch import Batch, Chunk
 
-EVERY = ["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"]
+EVERY = [
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "ffn_gate_inp",
+    "attn_q_b",
+]
 EVERY += ["token_embd", "output"]
 TOKENS = np.array([5, 40, 7, 123, 9], np.int32)
 SAME = 1e-5
@@ -25,7 +36,7 @@ def files(tmp_path_factory):
     paths = {variant: folder / f"{variant}.gguf" for variant in ("llama-linear", "qwen3moe", "phi3")}
     for variant, path in paths.items():
         build(path, variant, "F32")
-    for family in ("gemma4-experts", "gemma4-shared"):
+    for family in ("gemma4-experts", "gemma4-shared", "minicpm3"):
         paths[family] = folder / f"{family}.gguf"
         families.build(paths[family], family)
     return paths
@@ -40,7 +51,7 @@ def model(files):
     return fresh(files)
 
 
-@pytest.mark.parametrize("variant", ["llama-linear", "qwen3moe", "phi3", "gemma4-experts", "gemma4-shared"])
+@pytest.mark.parametrize("variant", ["llama-linear", "qwen3moe", "phi3", "gemma4-experts", "gemma4-shared", "minicpm3"])
 def test_as_if_merged(files, rng, variant):
     """Each kind of module; what runs without an adapter is as it was, bit for bit."""
     model = fresh(files, variant)
