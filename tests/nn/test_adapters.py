@@ -11,18 +11,8 @@ from rocforge.load import load_model
 from rocforge.nn import Linear
 from rocforge.nn.batch import Batch, Chunk
 
-EVERY = [
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_qkv",
-    "attn_output",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_down",
-    "ffn_gate_inp",
-    "attn_q_b",
-]
+EVERY = ["attn_q", "attn_q_b", "attn_k", "attn_v", "attn_qkv", "attn_output"]
+EVERY += ["ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"]
 EVERY += ["token_embd", "output"]
 TOKENS = np.array([5, 40, 7, 123, 9], np.int32)
 SAME = 1e-5
