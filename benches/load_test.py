@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", SERVE, str(model), str(processes)]
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        url = self.process.stdout.readline().strip()
+        if not (url := self.process.stdout.readline().strip()):
+            sys.exit(f"the server ended before it was ready, with status {self.process.wait()}")
         self.host, port = url.removeprefix("http://").split(":")
         self.port, self.name = int(port), model.name.removesuffix(".gguf")
 
@@ -352,6 +354,8 @@ def main() -> None:
     parser.add_argument("--throughput", action="store_true", help="compare 16 clients with one")
     parser.add_argument("--fairness", action="store_true", help="measure gaps between tokens beside a long prompt")
     options = parser.parse_args()
+    if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "msgpack")):
+        parser.error("the server needs the extra: pip install -e '.[server]'")
     (model,) = (ROOT / "examples" / "demo_model").glob("*.gguf")
     if options.fairness:
         passed = fairness(model)
