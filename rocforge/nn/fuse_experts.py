@@ -165,7 +165,8 @@ class ParallelExpertsStep(Step):
         hidden, experts_x = self.hidden(x, normed, dense), self.experts_x(x, normed)
         logits = self.logits(normed, beside)
         y = dense.product(hidden)
-        return y, self.by_logits(experts_x, logits, beside)
+        # a user's module may launch nothing, and the router would be what comes before
+        return y, self.by_logits(experts_x, logits, beside and is_plain(dense.last, Linear))
 
     def hidden(self, x: Any, normed: Iterator[Any], dense: MLPStep) -> Any:
         """What the feed-forward's last product takes."""

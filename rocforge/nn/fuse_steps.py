@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rocforge.device.distributed import ALONE
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
-from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.layers import LayerNorm, Linear, RMSNorm
 from rocforge.nn.low_rank import Tables, add_updates
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
@@ -25,7 +25,7 @@ from rocforge.ops.types import Matrices, NextNorm
 class Stream(NamedTuple):
     """The residual stream x (tokens, dim); and, if the step before has made it, what the next one's FusedNorms give.
 
-    Of an `owned` one nobody else has x, so that the next step may overwrite it.
+    Of an `owned` one nobody else has x, so that the next step may overwrite it, if it shows x to nobody.
     """
 
     x: Any
@@ -153,6 +153,10 @@ class ProjectedStep(Step):
         self.last_weight = last.weight if is_plain(last, Linear) and not self.last_adapted else None
         both = fused_norm(pre, self.layers, {}) if self.adapted else None
         self.norm_both = None if both is None else both.only
+        fused = self.norm_in is not None or self.norm_both is not None
+        self.overwrites = (
+            fused or is_plain(pre, RMSNorm) or is_plain(pre, LayerNorm)
+        )  # what a user's module sees, stays
 
     def project(self, stream: Stream) -> list[Any]:
         """What each projection gives; the plain ones in one launch where it can be."""
@@ -173,16 +177,16 @@ class ProjectedStep(Step):
 
     def finish(self, stream: Stream, y: Any, following: FusedNorms | None) -> Stream:
         """The stream past the mixer, whose last product takes y."""
-        x = stream.x
+        x, overwrites = stream.x, stream.owned and self.overwrites
         if not self.adds:
             return self.leave(x, self.mixer.observed(self.last(y)), following)
         weight, bias, norm = self.last.weight, self.last.bias, None if following is None else following.only
         if norm is None or self.last_adapted or self.group.size > 1:
-            total = linear(y, weight, bias, x if self.group.rank == 0 else None, stream.owned)
+            total = linear(y, weight, bias, x if self.group.rank == 0 else None, overwrites)
             add_updates([self.last], [total], y)
             return self.summed(total, norm)._replace(owned=True)
         of_norm = norm.weight, norm.eps, norm.consumers
-        return Stream.of(*linear_then_norm(y, weight, bias, x, *of_norm, overwrite_residual=stream.owned), owned=True)
+        return Stream.of(*linear_then_norm(y, weight, bias, x, *of_norm, overwrites), owned=True)
 
 
 class AttentionStep(ProjectedStep):

@@ -185,6 +185,7 @@ def experts_by_logits(
     _check_used(routing[0], logits.shape[-1], on_host)
     if not on_host:
         how = device.Routing.of(logits.shape[-1], *routing)
+        beside = beside and how.has_arrays_of(routing)
         return device_experts.experts_by_logits(x, logits, how, gate, up, down, activate, beside=beside)[0]
     return experts(x, *route(logits, *routing), gate, up, down, activate)
 

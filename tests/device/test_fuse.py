@@ -68,14 +68,27 @@ def test_what_was_seen_stays(model):
         seen.append((x, rf.asnumpy(x)))
         return x
 
-    block = model.blk[1]
-    with model.blk[0].observe(remember), model.token_embd.observe(remember):
-        model.blk[1] = Wrapped(block, remember)
+    class Keeps(Wrapped):
+        def forward(self, x, *rest):
+            return super().forward(remember(x), *rest)
+
+    def called(path, module):
+        before = dict(model.named_modules())[path]
+        replace(model, path, module(before))
         try:
             model(tokens)
         finally:
-            model.blk[1] = block
+            replace(model, path, before)
+
+    with model.blk[0].observe(remember), model.token_embd.observe(remember):
+        called("blk.1", lambda block: Wrapped(block, remember))
     assert len(seen) == 3
+    norms = [path for path in modules_of(model) if path.endswith((".attn_norm", ".ffn_norm", ".post_attention_norm"))]
+    for path in norms:
+        called(path, Keeps)
+        with model.edit({path: lambda y, x: y + 0 * remember(x)}):
+            model(tokens)
+    assert len(seen) == 3 + 2 * len(norms) >= 7
     for x, before in seen:
         np.testing.assert_array_equal(rf.asnumpy(x), before)
 

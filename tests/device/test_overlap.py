@@ -13,6 +13,7 @@ import rocforge as rf
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel, launches_recorded
 from rocforge.load import load_model
+from rocforge.nn import Module
 
 pytestmark = [
     pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="for the simulator's adversary"),
@@ -151,6 +152,28 @@ def test_what_runs_beside_a_launch_writes_elsewhere(tmp_path, architecture, monk
             model(np.arange(tokens, dtype=np.int32) + 5)
     names = {name for beside, name, _ in launched if beside}
     assert names == {"router", "experts_gated"}
+
+
+class Constant(Module):
+    """A user's module in the place of another, which launches nothing."""
+
+    def __init__(self, output):
+        self.output = output
+
+    def forward(self, x):
+        return cp.broadcast_to(self.output, (len(x), self.output.shape[-1]))
+
+
+def test_nobody_runs_beside_what_it_needs(tmp_path, overlap, monkeypatch):
+    """Where a user's module stands for the launch that the experts run beside, they follow the router."""
+    families.build(tmp_path / "model.gguf", "gemma4-experts", GGMLQuantizationType.Q8_0)
+    model = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu")
+    for block in model.blk:
+        block.ffn.dense.ffn_down = Constant(cp.full(model.config.dim, 0.1, np.float32))
+    with tuning.trying(beside=True):
+        overlapping = rf.asnumpy(model(np.array([7], np.int32)))
+        monkeypatch.setenv("HIPSIM_OVERLAP", "0")
+        np.testing.assert_array_equal(overlapping, rf.asnumpy(model(np.array([7], np.int32))))
 
 
 SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 1, "logprobs": 2}

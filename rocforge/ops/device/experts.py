@@ -152,10 +152,9 @@ def mixture(
     """
     _check_rows(down)
     matrices, count = ExpertMatrices(gate, up, down), len(down.weight) - always
-    beside = callable(residual)
+    how, beside = Routing.of(count, *routing), callable(residual)
     operand, logits = _routed(x, norm, eps, router, form_for(matrices, len(x)), beside)
     residual = residual() if callable(residual) else residual  # its own operands are held (rocforge.device.memory)
-    how = Routing.of(count, *routing)
     how = how._replace(used=how.used + always, always=int(always), gates=int(len(router.weight) > count))
     return experts_by_logits(operand, logits, how, *matrices, unit, residual, following, beside)
 
@@ -180,7 +179,8 @@ def experts_by_logits(
     operand = as_operand(x, experts_form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
         chosen = Chosen(None, float32(logits), how)
-        return _gemv(operand, chosen, None, pair, down, unit, residual, beside and operand is x), None
+        beside = beside and operand is x and chosen.logits is logits  # else a conversion is what comes before
+        return _gemv(operand, chosen, None, pair, down, unit, residual, beside), None
     ids, weights = device_moe.route(logits, how)
     if product not in _OF_SORTED_PAIRS or not tokens:
         return experts(operand, ids, weights, gate, up, down, unit, residual), None
@@ -243,7 +243,8 @@ def _gemv_gated(
         args = {"x": x, "cells": part.kind.cells(dim), "first": first, "chosen": chosen}
         args |= {"matrices": matrices, "out": to}
         grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
-        _kernel("experts_gated", part.kind, beside and tuned.beside)(grid, (tuned.gated_threads,), args)
+        as_they_lie = all(a is b for a, b in zip(part.data, (memory_of(m.weight) for m in pair), strict=True))
+        _kernel("experts_gated", part.kind, beside and as_they_lie and tuned.beside)(grid, (tuned.gated_threads,), args)
 
     if kind_of(*pair) is not None:
         return launch(_memory(out), chosen, 0, *parts(pair))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +74,10 @@ class Routing(NamedTuple):
         arrays = float32(bias), float32(expert_scales)
         return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, *arrays)
 
+    def has_arrays_of(self, given: Sequence[Any]) -> bool:
+        """Whether its arrays are as they were given, so that nothing was launched for them."""
+        return all(array is None or any(array is each for each in given) for array in (self.bias, self.expert_scales))
+
 
 def route(logits: Array, routing: Routing) -> tuple[Array, Array]:
     """What `rocforge.ops.moe.route` gives: ids as int32."""
@@ -109,7 +114,7 @@ def router(
     """
     operand = empty_operand(x.shape, form)
     to = {"quantized": operand.data, "width": operand.width, "cells": cells_of(x.shape[1])}
-    return operand, _logits(x, matrix, bias, {"weight": float32(weight), "eps": eps, **to}, beside)
+    return operand, _logits(x, weight, matrix, bias, {"eps": eps, **to}, beside)
 
 
 def routes_few(matrix: Weight, tokens: int) -> bool:
@@ -120,15 +125,17 @@ def routes_few(matrix: Weight, tokens: int) -> bool:
 
 def router_logits(x: Array, matrix: Array, bias: Array, beside: bool = False) -> Array:
     """`x @ matrix.T + bias` of tokens that are normalized, all as `router` has them."""
-    nothing = {"weight": None, "eps": 0.0, "quantized": None, "width": 0, "cells": 0}
-    return _logits(x, matrix, bias, nothing, beside)
+    nothing = {"eps": 0.0, "quantized": None, "width": 0, "cells": 0}
+    return _logits(x, None, matrix, bias, nothing, beside)
 
 
-def _logits(x: Array, matrix: Array, bias: Array, args: dict[str, Any], beside: bool) -> Array:
+def _logits(x: Array, norm: Array, matrix: Array, bias: Array, args: dict[str, Any], beside: bool) -> Array:
     (tokens, dim), count = x.shape, len(matrix)
     logits, waves = cupy_module().empty((tokens, count), np.float32), ROUTER_THREADS // card_of(x.device.id).wave
-    args |= {"x": float32(x), "tokens": tokens, "n": dim, "w": matrix, "bias": float32(bias)}
+    given, taken = (x, bias, norm), (float32(x), float32(bias), float32(norm))
+    args |= {"x": taken[0], "tokens": tokens, "n": dim, "w": matrix, "bias": taken[1], "weight": taken[2]}
     args |= {"experts": count, "logits": logits}
+    beside = beside and all(a is b for a, b in zip(given, taken, strict=True))  # else a copy is what comes before
     _ROUTER[beside and tuning.current().beside](
         (blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args
     )
