@@ -211,8 +211,8 @@ LAYERS = {
     "gemma4-experts": [
         *ATTENTION[:3],
         "add_normed_for_several",
-        *["matvec_gated", "matvec"],
-        *["router", "experts_gated", "experts_down"],
+        *["matvec_gated", "router", "matvec"],
+        *["experts_gated", "experts_down"],
         "add_two_normed",
     ],
     "gemma4-shared": [*ATTENTION, *NORMED_MLP, "matvec", "geglu", "matvec", "add_normed"],

@@ -133,7 +133,7 @@ with rf.Engine(model, cache_tokens=4096, max_batch_tokens=2048) as engine:
 PREPARED = """
 with rf.Engine(model, max_batch_tokens=2048, max_requests=256) as engine:
     engine.prepare()
-    print(engine.cache_tokens < 40_000, len(run(engine, [[1, 2, 3]])[0]))
+    print(engine.cache_tokens < 50_000, len(run(engine, [[1, 2, 3]])[0]))
 """
 
 
