@@ -379,7 +379,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* record
     }
 }
 
-// Grid: (kv_heads, sequences, splits): first splits come first, which have tokens where others have none.
+// A block's part: what the kernel does but for the wait at its end.
 RF_DEVICE void decode(const DecodeParams& p) {
     RF_SHARED Shared shared;
     let_next_begin();
@@ -462,6 +462,7 @@ RF_DEVICE void decode(const DecodeParams& p) {
     if (thread_x() == 0 && others == shared.sharers - 1) *counter = 0;
 }
 
+// Grid: (kv_heads, sequences, splits): first splits come first, which have tokens where others have none.
 RF_KERNEL_BOUND(THREADS, at_least(THREADS, RF_RESIDENT))
 rf_attention_decode(DecodeParams p) {
     decode(p);

@@ -5,6 +5,7 @@
 #define RF_TOKENS 1
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
+#include "fours.h"
 #include "products.h"
 
 namespace rocforge {
@@ -29,16 +30,7 @@ struct HeadLinearParams {
 RF_DEVICE void round_row(u8* to, const float* x, u32 columns, u32 cells) {
     for (u32 from = wave() * RF_WAVE; 4 * from < cells * CELL; from += GATED_THREADS) {
         u32 k = 4 * (from + lane());
-        f32x4 v = make_f32x4(0, 0, 0, 0);
-        if (k + 3 < columns && columns % 4 == 0) {
-            v = load<f32x4>(x + k);
-        } else if (k < columns) {
-            v.x = x[k];
-            if (k + 1 < columns) v.y = x[k + 1];
-            if (k + 2 < columns) v.z = x[k + 2];
-            if (k + 3 < columns) v.w = x[k + 3];
-        }
-        store_activation(to, cells, k, v);
+        store_activation(to, cells, k, load4(x, k, columns));
     }
 }
 
@@ -55,6 +47,7 @@ rf_head_linear(HeadLinearParams p) {
     u32 lanes = halves ? GATED_LANES / 2 : GATED_LANES, of_group = halves ? MOST_ROWS : ROWS;
     u32 rank = thread_x() % lanes, together = GROUPS * of_group;
     u32 own = thread_x() / GATED_LANES * of_group + thread_x() % GATED_LANES / lanes * ROWS;
+    RowsOut out = {p.y, nullptr, {p.quantized, p.width, p.cells}, p.heads * p.rows};
     for (u32 first = together * block_x(); first < p.rows; first += together * p.step) {
         const u8* w[ROWS];
         RF_UNROLL
@@ -78,16 +71,9 @@ rf_head_linear(HeadLinearParams p) {
         barrier();
         for (u32 from = wave() * RF_WAVE; 4 * from < together; from += GATED_THREADS) {
             u32 at = 4 * (from + lane());
-            bool there = at < together && first + at < p.rows;
+            bool there = at < together;
             f32x4 v = load<f32x4>(shared.results + (there ? at : 0));
-            if (p.quantized) {
-                u32 element = there ? head * p.rows + first + at : p.cells * CELL;
-                Quantized{p.quantized, p.width, p.cells}.store(pair / p.heads, element, v);
-                continue;
-            }
-            RF_UNROLL
-            for (u32 i = 0; i < 4; ++i)
-                if (there && first + at + i < p.rows) p.y[u64(pair) * p.rows + first + at + i] = element(v, i);
+            out.write(pair / p.heads, head * p.rows, p.rows, there ? first + at : p.rows, v);
         }
         barrier();
     }

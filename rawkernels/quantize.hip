@@ -1,5 +1,5 @@
 // Activations as products with packed weights want them: int8, or float16 fragments (`Quantized` in quants.h).
-#include "formats/quants.h"
+#include "fours.h"
 
 namespace rocforge {
 
@@ -9,17 +9,7 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 RF_KERNEL(THREADS) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 width) {
     wait_for_previous();
     u32 k = 4 * THREADS * block_x() + 4 * thread_x();
-    x += u64(block_y()) * size;
-    f32x4 v = make_f32x4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (k + 3 < u32(size) && size % 4 == 0) {
-        v = load<f32x4>(x + k);
-    } else if (k < u32(size)) {
-        v.x = x[k];
-        if (k + 1 < u32(size)) v.y = x[k + 1];
-        if (k + 2 < u32(size)) v.z = x[k + 2];
-        if (k + 3 < u32(size)) v.w = x[k + 3];
-    }
-    Quantized{y, width, u32(cells)}.store(block_y(), k, v);
+    Quantized{y, width, u32(cells)}.store(block_y(), k, load4(x + u64(block_y()) * size, k, size));
 }
 
 // x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
