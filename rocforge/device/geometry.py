@@ -67,6 +67,20 @@ def resident_blocks(tuning: Tuning, card: Card) -> int:
     return card.compute_units * max(1, tuning.gated_resident // tuning.gated_threads)
 
 
+DOWN_ROWS = 2
+"""Rows that a group of lanes of experts.hip's down, and of head_linear.hip, computes together; twice as many where half
+of the lanes have all cells."""
+
+
+def down_step(tuning: Tuning, card: Card, rows: int, cells: int, tokens: int, used: int = 1) -> int:
+    """How many blocks share out the rows of a token, each `used` products of a row: such that all of them run at a
+    time."""
+    groups = tuning.gated_threads // tuning.gated_lanes // used
+    runs = -(-rows // (groups * DOWN_ROWS * (2 if cells <= tuning.gated_lanes // 2 else 1)))
+    rounds = -(-runs * tokens // resident_blocks(tuning, card))
+    return -(-runs // rounds)
+
+
 def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
     """Tiles of 16 rows that a wave of tiles.hip multiplies."""
     return 2 if tuning.tile_wide_tokens <= tokens <= tuning.tile_most_wide_tokens else 1

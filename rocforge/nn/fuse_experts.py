@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rocforge.nn.batch import Batch
@@ -139,52 +140,33 @@ class ParallelExpertsStep(Step):
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorms | None) -> Stream:
         x, both = stream.x, self.mixer
         normed = self.norm_in(stream)
-        if self.dense is None or self.router_norm is None:
-            y, mixed = self.apart(x, iter(normed))
-        else:
-            # the router runs beside the dense gate and up, the experts' gate and up beside the dense down
-            with runs_beside(x, self.routed.ffn_gate_inp.weight) as beside:
-                y, mixed = self.together(x, iter(normed), self.dense, beside)
+        with self.beside(x) as beside:
+            y, mixed = self.of_both(x, iter(normed), beside)
         if self.norms_behind is not None and self.group.size == 1:
             return self.add_normed(x, [y, mixed], self.norms_behind, following)
         return self.leave(x, both.observed(both.join(y, mixed)), following)
 
-    def apart(self, x: Any, normed: Iterator[Any]) -> tuple[Any, Any]:
-        """What the feed-forward, and then the experts, give of the stream x, of which `normed` are the fused norms."""
-        both, dense = self.mixer, self.dense
-        y = both.dense(both.ffn_norm(x)) if dense is None else dense.product(self.hidden(x, normed, dense))
-        experts_x = self.experts_x(x, normed)
-        if self.router_norm is not None:
-            return y, self.by_logits(experts_x, self.logits(normed, False), False)
-        moe = self.routed
-        chosen = moe.choose(experts_x, x, moe.ffn_down_exps.scale)
-        return y, moe.observed(experts(*chosen, *moe.matrices, moe.activation))
+    def beside(self, x: Any) -> AbstractContextManager[bool]:
+        """Whether the router runs beside the dense gate and up, and the experts' gate and up beside the dense down."""
+        if self.dense is None or self.router_norm is None:
+            return nullcontext(False)
+        return runs_beside(x, self.routed.ffn_gate_inp.weight)
 
-    def together(self, x: Any, normed: Iterator[Any], dense: MLPStep, beside: bool) -> tuple[Any, Any]:
-        """The same, in the order in which launches of the one may run beside the other's."""
-        hidden, experts_x = self.hidden(x, normed, dense), self.experts_x(x, normed)
-        logits = self.logits(normed, beside)
-        y = dense.product(hidden)
+    def of_both(self, x: Any, normed: Iterator[Any], beside: bool) -> tuple[Any, Any]:
+        """What the feed-forward and the experts give of the stream x, of which `normed` are the fused norms."""
+        both, dense, moe = self.mixer, self.dense, self.routed
+        hidden = None if dense is None else dense.hidden(Stream.of(x, next(normed) if dense.norm_in else None))
+        experts_x = both.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
+        router = Matrices(moe.ffn_gate_inp.weight) if self.router_norm is not None else None
+        logits = None if router is None else router_logits(next(normed), router, beside)
+        y = both.dense(both.ffn_norm(x)) if dense is None else dense.product(hidden)
+        scales, unit = moe.ffn_down_exps.scale, moe.activation
+        if logits is None:
+            return y, moe.observed(experts(*moe.choose(experts_x, x, scales), *moe.matrices, unit))
         # a user's module may launch nothing, and the router would be what comes before
-        return y, self.by_logits(experts_x, logits, beside and is_plain(dense.last, Linear))
-
-    def hidden(self, x: Any, normed: Iterator[Any], dense: MLPStep) -> Any:
-        """What the feed-forward's last product takes."""
-        return dense.hidden(Stream.of(x, next(normed) if dense.norm_in else None))
-
-    def experts_x(self, x: Any, normed: Iterator[Any]) -> Any:
-        """What the experts take."""
-        return self.mixer.pre_ffw_norm_2(x) if self.experts_norm is None else next(normed)
-
-    def logits(self, normed: Iterator[Any], beside: bool) -> Any:
-        """The router's, of what its norm gives."""
-        return router_logits(next(normed), Matrices(self.routed.ffn_gate_inp.weight), beside)
-
-    def by_logits(self, x: Any, logits: Any, beside: bool) -> Any:
-        """What the experts give."""
-        moe = self.routed
-        how = *moe.routing, moe.ffn_down_exps.scale
-        return moe.observed(experts_by_logits(x, logits, how, *moe.matrices, moe.activation, beside))
+        beside = beside and dense is not None and is_plain(dense.last, Linear)
+        how = *moe.routing, scales
+        return y, moe.observed(experts_by_logits(experts_x, logits, how, *moe.matrices, unit, beside))
 
 
 def _shared_expert(expert: SharedExpert, norm: RMSNorm | None, tables: Tables) -> _SharedExpert | None:

@@ -154,9 +154,8 @@ class ProjectedStep(Step):
         both = fused_norm(pre, self.layers, {}) if self.adapted else None
         self.norm_both = None if both is None else both.only
         fused = self.norm_in is not None or self.norm_both is not None
-        self.overwrites = (
-            fused or is_plain(pre, RMSNorm) or is_plain(pre, LayerNorm)
-        )  # what a user's module sees, stays
+        # what a user's module sees, stays
+        self.overwrites = fused or is_plain(pre, RMSNorm) or is_plain(pre, LayerNorm)
 
     def project(self, stream: Stream) -> list[Any]:
         """What each projection gives; the plain ones in one launch where it can be."""

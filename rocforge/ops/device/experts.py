@@ -18,9 +18,9 @@ from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
 from rocforge.device.geometry import (
     WIDE_LDS,
+    down_step,
     expert_tile_pairs,
     gated_rows,
-    resident_blocks,
     tile_blocks,
     tile_row_tiles,
 )
@@ -49,8 +49,6 @@ from rocforge.ops.types import Array, ExpertMatrices, Groups, Matrices, NextNorm
 
 WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS = 192, 160, 512
 """Of experts_wide.hip: rows and token-expert pairs of a work item; and threads of a block."""
-DOWN_ROWS = 2
-"""Rows that a group of lanes of experts.hip computes together; twice as many where half of the lanes have all cells."""
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
@@ -271,10 +269,7 @@ def _launch_down(
 ) -> None:
     (_, rows, columns), device = down.weight.shape, cupy_module().cuda.runtime.getDevice()
     tuned, cells, (data,), (bias,) = tuning.of(device), part.kind.cells(columns), part.data, part.biases
-    groups = tuned.gated_threads // tuned.gated_lanes
-    of_group = DOWN_ROWS * (2 if cells <= tuned.gated_lanes // 2 else 1)
-    runs, resident = blocks(rows, groups // chosen.routing.used * of_group), resident_blocks(tuned, card_of(device))
-    step = blocks(runs, blocks(runs * len(out), resident))
+    step = down_step(tuned, card_of(device), rows, cells, len(out), chosen.routing.used)
     args = {"x": x, "cells": cells, "chosen": chosen, "weights": weights}
     args |= {"w": data, "bias": bias, "residual": residual, "y": out, "rows": rows, "step": step}
     _kernel("experts_down", part.kind)((step, len(out)), (tuned.gated_threads,), args)

@@ -14,11 +14,11 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import expert_tile_pairs, resident_blocks
+from rocforge.device.geometry import down_step, expert_tile_pairs
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
-from rocforge.ops.device.experts import DOWN_ROWS, MAX_PAIRS, expert_linear, launch_tiles
+from rocforge.ops.device.experts import MAX_PAIRS, expert_linear, launch_tiles
 from rocforge.ops.device.moe import PairTiles, sorted_pairs
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, quantized
 from rocforge.ops.device.plan import (
@@ -28,7 +28,7 @@ from rocforge.ops.device.plan import (
     form_for,
     fragments_for,
 )
-from rocforge.ops.device.strided import blocks, float32
+from rocforge.ops.device.strided import float32
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Matrices, Weight
 
@@ -54,13 +54,11 @@ def head_linear(x: Array, weight: Weight, consumer: Weight | None = None) -> Arr
 def _of_few(x: Array, weight: Weight, consumer: Weight | None) -> Array | PackedOperand:
     """The result is written as the consumer takes it, where a head's are whole runs of 32."""
     (tokens, heads, columns), rows, device = x.shape, weight.shape[1], x.device.id
-    card, tuned, cells = card_of(device), tuning.of(device), cells_of(columns)
+    tuned, pairs = tuning.of(device), tokens * heads
     form = OperandForm.FLOAT32 if consumer is None else form_for([consumer], tokens)
     packs = form.packed and rows % 32 == 0 and heads * rows % CELL == 0
     out: Any = empty_operand((tokens, heads * rows), form if packs else OperandForm.FLOAT32)
-    together = tuned.gated_threads // tuned.gated_lanes * DOWN_ROWS * (2 if cells <= tuned.gated_lanes // 2 else 1)
-    runs, pairs = blocks(rows, together), tokens * heads
-    step = blocks(runs, blocks(runs * pairs, resident_blocks(tuned, card)))
+    step = down_step(tuned, card_of(device), rows, cells_of(columns), pairs)
     y, _, packed, width = output_arguments(out)
     args = {"x": float32(x), "w": memory_of(weight), "y": y, "quantized": packed, "width": width}
     args |= {"cells": cells_of(heads * rows), "columns": columns, "heads": heads, "rows": rows, "step": step}
