@@ -21,6 +21,16 @@ RF_DEVICE Parameters parameters_of(const u32* staged, u32 row) {
     return reinterpret_cast<const Parameters*>(staged)[row];
 }
 
+// By one thread of a row: gives its token, and to the host `host`, and counts it. The row's parameters become those of
+// its next token.
+RF_DEVICE void give(const Parameters& p, u32* staged, u32 row, i32 token, i32 host, i32* last_tokens, i32* host_tokens,
+                    i32* counts, u32 vocabulary) {
+    last_tokens[p.slot] = token;
+    host_tokens[row] = host;
+    if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
+    reinterpret_cast<Parameters*>(staged)[row].step = p.step + 1;
+}
+
 constexpr i32 NOT_FINITE = -1, NOTHING_ALLOWED = -2;  // in place of tokens
 
 // A block of the kernels that go over whole rows has SLICE logits, a thread FOURS times four that follow each other,
@@ -296,7 +306,7 @@ RF_DEVICE i32 most_likely(const Runs& likely, const i32* best, float top, u32 ru
 // the mask allows nothing, the host gets NOT_FINITE or NOTHING_ALLOWED, and last_tokens any token. A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
-               const float* highest, const i32* best, const u64* sums, const u32* staged, u32 vocabulary, u32 runs) {
+               const float* highest, const i32* best, const u64* sums, u32* staged, u32 vocabulary, u32 runs) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
     const Parameters p = parameters_of(staged, row);
@@ -317,9 +327,8 @@ rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* log
         token = draw_cut(shared, source, p, likely, sums, vocabulary, runs);
     if (thread_x() != 0) return;
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
-    last_tokens[p.slot] = token;
-    host_tokens[row] = finite ? token : p.mask_start >= 0 && top < 0 ? NOTHING_ALLOWED : NOT_FINITE;
-    if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
+    i32 host = finite ? token : p.mask_start >= 0 && top < 0 ? NOTHING_ALLOWED : NOT_FINITE;
+    give(p, staged, row, token, host, last_tokens, host_tokens, counts, vocabulary);
 }
 
 // The elements of a row that are kept so far: up to a cut, as near as `width` to `center` where gaps have a typical
@@ -457,7 +466,7 @@ RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Source& s
 // What rf_sample_rows does, for the rows with top_n_sigma, typical_p or XTC, which it passes over. A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_sample_chains(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
-                 const float* highest, const u32* staged, u32 vocabulary, u32 runs) {
+                 const float* highest, u32* staged, u32 vocabulary, u32 runs) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
     const Parameters p = parameters_of(staged, row);
@@ -475,9 +484,7 @@ rf_sample_chains(i32* last_tokens, i32* host_tokens, i32* counts, const float* l
     i32 token = shared.listed <= LIST ? draw_chained(shared, source, List{shared}, p, widest)
                                       : draw_chained(shared, source, source, p, widest);
     if (thread_x() != 0) return;
-    last_tokens[p.slot] = token;
-    host_tokens[row] = token;
-    if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
+    give(p, staged, row, token, token, last_tokens, host_tokens, counts, vocabulary);
 }
 
 // highest, sums (rows, runs): of unchanged logits (.., vocabulary) the highest of each run, and the sum of exp(logit -

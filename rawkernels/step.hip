@@ -11,21 +11,25 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 // table, of each group of layers and each sequence in order, how many blocks it has, how many of these `kept` has
 // already, and where among the `blocks` that follow the rest begins.
 //
+// Where sequences have one token each, `staged` becomes the step after, of the same sequences and blocks, in which each
+// goes on with its last token: the same launch, without an upload, is that step's.
+//
 // An id below zero, -1 - i, is last_tokens[i]. A token's slot in a group follows from its sequence's table; one whose
 // sequence has no blocks has none, -1. `kept` (groups, kept_rows, width) has the table of each running request, of a
 // sequence in row `kept_row`; blocks that it lacks are added to it. A token has its sequence's adapter, and so has a
 // row of logits.
 struct StepParams {
-    const i32* staged;
+    i32* staged;
     const i32* last_tokens;
     i32 *ids, *positions, *query_starts, *lengths, *state_slots, *rows, *adapters, *row_adapters, *slots, *tables,
         *kept;
     u32 tokens, sequences, wanted, groups, width, kept_rows, block_size;
+    i32 one_each;  // whether each sequence has one token
 };
 
 struct Staged {
-    const i32 *ids, *positions, *sequence, *query_starts, *lengths, *state_slots, *rows, *kept_row, *adapter, *counts,
-        *known, *starts, *blocks;
+    i32 *ids, *positions, *sequence, *query_starts, *lengths, *state_slots, *rows, *kept_row, *adapter, *counts, *known,
+        *starts, *blocks;
     RF_MEMBER explicit Staged(const StepParams& p) {
         u32 pairs = p.groups * p.sequences;
         ids = p.staged, positions = ids + p.tokens, sequence = positions + p.tokens;
@@ -74,7 +78,11 @@ rf_begin_step(StepParams p) {
         }
     }
     if (i <= p.sequences) p.query_starts[i] = from.query_starts[i];
-    if (i < p.sequences) p.lengths[i] = from.lengths[i], p.state_slots[i] = from.state_slots[i];
+    if (i < p.sequences) {
+        u32 length = from.lengths[i];
+        p.lengths[i] = length, p.state_slots[i] = from.state_slots[i];
+        if (p.one_each && length) from.ids[i] = -1 - from.kept_row[i], from.positions[i]++, from.lengths[i]++;
+    }
     if (i < p.wanted) p.rows[i] = from.rows[i], p.row_adapters[i] = from.adapter[from.sequence[from.rows[i]]];
 }
 

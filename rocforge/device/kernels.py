@@ -255,7 +255,14 @@ class Kernel:
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any], shared: int = 0
     ) -> None:
-        """Launch on the current device and its current stream.
+        """Launch on the current device and its current stream. As `launch_of`."""
+        self.launch_of(grid, block, args, shared)()
+
+    def launch_of(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any], shared: int = 0
+    ) -> Callable[[], None]:
+        """What launches on the current device and its current stream, as often as it is called there. The caller keeps
+        the arrays until then, and the arguments are checked but once.
 
         Args:
             grid, block: blocks and threads a block, up to three axes each.
@@ -268,8 +275,7 @@ class Kernel:
             ValueError: an array is not C-contiguous or lies on another device; a number does not fit its type.
         """
         if _this_thread.record is not None:
-            _this_thread.record(self)
-            return
+            return functools.partial(_this_thread.record, self)
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get((device, tuning.of(device))) or self._load(device, shared)
         try:
@@ -277,9 +283,8 @@ class Kernel:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
-            overlap.launch(function.kernel, grid, block, checked, shared)
-        else:
-            function.kernel(grid, block, checked, shared)
+            return overlap.OverlappingLaunch(function.kernel, grid, block, checked, shared)
+        return functools.partial(function.kernel, grid, block, checked, shared)
 
     def _load(self, device: int, shared: int) -> Any:
         function = self.module(device).get_function(PREFIX + self.name)

@@ -57,27 +57,32 @@ def _driver() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
-    """Launch on the current stream, to begin while the kernel queued before still runs.
+class OverlappingLaunch:
+    """A launch that begins while the kernel queued before it still runs. Calling it launches on the current stream, as
+    often as wanted, and raises DeviceError where the driver refuses.
 
     Args:
         function: cupy.cuda.function.Function.
         grid, block: up to three axes.
-        args: CuPy arrays and NumPy scalars.
+        args: CuPy arrays, of which the caller keeps the memory, and NumPy scalars.
         shared: bytes of dynamic LDS.
-
-    Raises:
-        DeviceError: the driver refused.
     """
-    values = [
-        ctypes.create_string_buffer(arg.tobytes()) if isinstance(arg, np.generic) else ctypes.c_uint64(arg.data.ptr)
-        for arg in args
-    ]
-    params = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
-    sizes = [(ctypes.c_uint * 3)(*axes, *[1] * (3 - len(axes))) for axes in (grid, block)]
-    stream = cupy_module().cuda.get_current_stream().ptr
-    config = _Config(*sizes, shared, stream, ctypes.pointer(attribute), 1)
-    error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function.ptr), params, None)
-    if error:
-        raise DeviceError(f"cuLaunchKernelEx failed with CUDA driver error {error}")
+
+    def __init__(
+        self, function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int
+    ) -> None:
+        self._values = [
+            ctypes.create_string_buffer(arg.tobytes()) if isinstance(arg, np.generic) else ctypes.c_uint64(arg.data.ptr)
+            for arg in args
+        ]
+        self._params = (ctypes.c_void_p * len(args))(*map(ctypes.addressof, self._values))
+        attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
+        sizes = [(ctypes.c_uint * 3)(*axes, *[1] * (3 - len(axes))) for axes in (grid, block)]
+        self._config = _Config(*sizes, shared, None, ctypes.pointer(attribute), 1)
+        self._launch, self._function = _driver().cuLaunchKernelEx, ctypes.c_void_p(function.ptr)
+
+    def __call__(self) -> None:
+        self._config.stream = cupy_module().cuda.get_current_stream().ptr
+        error = self._launch(ctypes.byref(self._config), self._function, self._params, None)
+        if error:
+            raise DeviceError(f"cuLaunchKernelEx failed with CUDA driver error {error}")

@@ -2,15 +2,15 @@
 
 The host describes a step in one array, which is uploaded; the kernel `begin_step` makes the inputs of it. A request's
 block tables stay on the device while it runs, so that a step brings only blocks that were added; so does its last
-token, which the host need not have read.
+token, which the host need not have read. A step in which the requests of the one before go on decoding brings nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,6 +75,29 @@ class StepShape:
         return [*fixed, groups * tokens, groups * sequences * width]
 
 
+class _Begun(NamedTuple):
+    """The step whose inputs are there, where requests have a token each: their chunks and places, and what begins the
+    next such step. `staged` is kept for it."""
+
+    shape: StepShape
+    chunks: Sequence[ScheduledChunk]
+    places: list[tuple[int, int]]
+    launch: Callable[[], None]
+    staged: Any
+
+    def continues(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> bool:
+        """Whether a step is of the same requests, each with its next token, in blocks that the device knows."""
+        if shape != self.shape or len(chunks) != len(self.chunks):
+            return False
+        return all(
+            chunk.request is before.request
+            and chunk.start == before.stop
+            and _place(state := chunk.request.state) == place
+            and state.uploaded == [*map(len, state.tables)]
+            for chunk, before, place in zip(chunks, self.chunks, self.places, strict=True)
+        )
+
+
 class StepInputs:
     """The inputs of steps, one step at a time: those of all shapes share the memory.
 
@@ -83,13 +106,15 @@ class StepInputs:
         shapes: of the steps that may come.
         rows: requests that run at a time.
         width: blocks of the longest sequence.
+        last_tokens: int32 CuPy array (rows,): the last token of the request in each row.
     """
 
-    def __init__(self, cache: KVCache, shapes: Sequence[StepShape], rows: int, width: int):
-        self._cache, self._width, self._groups = cache, width, len(cache.paged)
+    def __init__(self, cache: KVCache, shapes: Sequence[StepShape], rows: int, width: int, last_tokens: Any):
+        self._cache, self._width, self._groups, self.last_tokens = cache, width, len(cache.paged), last_tokens
         most = max(sum(shape.sizes(self._groups, width)) for shape in shapes)
         self._memory = cupy_module().zeros(most, np.int32)
         self._kept = cupy_module().zeros((self._groups, rows, width), np.int32)
+        self._begun: _Begun | None = None
 
     def views(self, shape: StepShape) -> list[Any]:
         """int32 CuPy arrays: ids, positions, query_starts, lengths, state_slots, rows, adapters, row_adapters, slots,
@@ -109,28 +134,37 @@ class StepInputs:
         sequences = (positions, query_starts, lengths, queries, longest, paging, state_slots)
         return ids, Batch(self._cache, *sequences, wanted, TokenAdapters(*adapters), shape.expanded)
 
-    def begin(self, shape: StepShape, chunks: Sequence[ScheduledChunk], staged: Any, last_tokens: Any) -> None:
-        """Queue what makes the inputs of an upload of what `stage` gives for the same chunks.
-
-        Args:
-            last_tokens: int32 CuPy array (rows,): the last token of the request in each row of the kept tables.
-        """
+    def begin(self, shape: StepShape, chunks: Sequence[ScheduledChunk], staged: Any) -> None:
+        """Queue what makes the inputs of an upload of what `stage` gives for the same chunks; of None, those of the
+        step that follows the one before."""
+        if staged is None:
+            assert self._begun is not None
+            self._begun = self._begun._replace(chunks=chunks)
+            self._begun.launch()
+            return
         threads = tuning.current().elementwise_threads
         grid = blocks(max(shape.tokens, shape.sequences + 1), threads) + self._groups * shape.sequences
-        args = {"staged": staged, "last_tokens": last_tokens, **dict(zip(_NAMES, self.views(shape), strict=True))}
+        args = {"staged": staged, "last_tokens": self.last_tokens, **dict(zip(_NAMES, self.views(shape), strict=True))}
         args |= {"kept": self._kept, "tokens": shape.tokens, "sequences": shape.sequences, "wanted": shape.rows}
         args |= {"groups": self._groups, "width": self._width, "kept_rows": self._kept.shape[1]}
-        begin_step((grid,), (threads,), {**args, "block_size": self._cache.block_size})
+        args |= {"block_size": self._cache.block_size, "one_each": int(not shape.mixed)}
+        launch = begin_step.launch_of((grid,), (threads,), args)
+        launch()
+        places = [_place(chunk.request.state) for chunk in chunks]
+        self._begun = None if shape.mixed else _Begun(shape, chunks, places, launch, staged)
         for chunk in chunks:
             state = chunk.request.state
             state.uploaded = list(map(len, state.tables))
 
-    def stage(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> np.ndarray:
-        """What a step is, as `begin_step` in step.hip reads it.
+    def stage(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> np.ndarray | None:
+        """What a step is, as `begin_step` in step.hip reads it; None where it follows from the step before, whose
+        requests all go on decoding.
 
         Args:
             chunks: of the step; none: all of its tokens are idle.
         """
+        if self._begun and self._begun.continues(shape, chunks):
+            return None
         states = [chunk.request.state for chunk in chunks]
         n, sequences = len(chunks), shape.sequences
         starts, counts = np.array([(chunk.start, chunk.tokens) for chunk in chunks], np.int32).reshape(n, 2).T
@@ -169,6 +203,11 @@ class StepInputs:
             lacking = np.subtract(lengths, known)
             tables[:, group, : len(states)] = lengths, known, begin + lacking.cumsum() - lacking
         return tables.reshape(-1), np.maximum(np.array(added, np.int32), 0)
+
+
+def _place(state: SequenceState) -> tuple[int, int]:
+    """Where the device has a sequence's tables, and its recurrent state."""
+    return state.row, state.slot
 
 
 def _ids(chunk: ScheduledChunk) -> Sequence[int]:

@@ -67,6 +67,8 @@ class DeviceSampler:
         self._holders: list[Callable[[], Request | None]] = [_nobody] * slots
         self._steps = [0] * slots  # that the next launch has to be of, for the counts to be right
         self._watched = np.zeros(slots, bool)  # requests that follow their text, or want log-probabilities
+        # of a step and the one after it, which is queued before the host reads the first one's
+        self._host_tokens = [shared_array((slots,), np.int32) for _ in range(2)]
 
     @property
     def last_tokens(self) -> Any:
@@ -76,7 +78,8 @@ class DeviceSampler:
     def launch(
         self, logits: Any, requests: Sequence[Request], slots: Sequence[int], steps: Sequence[int]
     ) -> PendingTokens:
-        """Queue the sampling of a token for each request. Waits for the masks of their constraints.
+        """Queue the sampling of a token for each request. Waits for the masks of their constraints. The tokens have to
+        be read before the launch after the next.
 
         Args:
             logits: float32 CuPy array, a row for each request, and any more rows.
@@ -98,10 +101,15 @@ class DeviceSampler:
             if request.breakers is not None and not chosen and request.status is not Status.FINISHED:
                 bias = biases(request.params, request.ends, len(request.output), request.penalties())
                 self._sampler.set_biases(slots[row], bias)
-        host_tokens, there = shared_array((len(requests),), np.int32)
+        self._host_tokens.reverse()
+        host_tokens, there = self._host_tokens[0]
         self._sampler(logits, slots, steps, masks, there, self._stream.upload)
-        tokens, reports = self._stream.written(host_tokens), self._reports(logits, watched, slots)
-        return PendingTokens(tokens, watched, reports, errors)
+        tokens = self._stream.written(host_tokens[: len(requests)])
+        return PendingTokens(tokens, watched, self._reports(logits, watched, slots), errors)
+
+    def restart(self) -> None:
+        """Keep nothing of the last launch, of which the logits are."""
+        self._sampler.restart()
 
     def _begin(self, request: Request, slot: int, step: int, slots: Sequence[int]) -> None:
         params, counts = request.params, None

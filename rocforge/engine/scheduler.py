@@ -86,10 +86,11 @@ class Scheduler:
         prompts = [request for request in running if request.remaining > 1]
         for i, request in enumerate(prompts):
             left = budget - sum(counts.values())
-            self._extend(counts, request, _share(left, i + 1 < len(prompts) or waiting > 0))
+            self._extend(counts, request, self._chunk(request, _share(left, i + 1 < len(prompts) or waiting > 0)))
         if len(self.waiting) == waiting:
             self._admit(counts, budget)
-        self._hand_out(counts, budget - sum(counts.values()))
+        if prompts or waiting:
+            self._hand_out(counts, budget - sum(counts.values()))
         chunks = []
         for request, count in counts.items():
             start = request.num_computed_tokens
@@ -104,9 +105,8 @@ class Scheduler:
         sizes = [size for size in self.sizes if size > decodes]
         return min(sizes, key=lambda size: abs(size - budget), default=budget)
 
-    def _extend(self, counts: dict[Request, int], request: Request, tokens: int) -> None:
-        """Add up to so many tokens of a running request to a step. For its blocks, those that came last give way."""
-        count = self._chunk(request, tokens) if request.status is Status.RUNNING else 0
+    def _extend(self, counts: dict[Request, int], request: Request, count: int) -> None:
+        """Add so many tokens of a running request to a step. For its blocks, those that came last give way."""
         while count and request.status is Status.RUNNING and not self._grow(request, count):
             victim = self.running[-1]
             counts.pop(victim, None)

@@ -105,8 +105,8 @@ class StepRunner:
         # shapes share their memory: what the first ones have taken serves all that need less
         sizes = {shape: (shape.tokens, shape.mixed, shape.expanded) for shape in self.shapes}
         self._largest_first = sorted(sizes, key=sizes.__getitem__, reverse=True)
-        self._inputs = StepInputs(cache, self.shapes, max_requests, width)
         self._sampler = DeviceSampler(stream, model.config.vocabulary, max_requests)
+        self._inputs = StepInputs(cache, self.shapes, max_requests, width, self._sampler.last_tokens)
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
         self._recorder = GraphRecorder(stream.device)
         self._plans: dict[StepShape, _Plan] = {}
@@ -178,6 +178,7 @@ class StepRunner:
 
     def trim(self) -> None:
         """Drop the graphs, and free their memory. Nothing may be in flight."""
+        self._sampler.restart()
         _drop(self._plans, self._recorder)
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
@@ -202,16 +203,15 @@ class StepRunner:
             self._cards.post("step", shape, staged)
         return self.run(shape, staged, chunks)
 
-    def run(self, shape: StepShape, staged: np.ndarray, chunks: Sequence[ScheduledChunk] = ()) -> Any:
+    def run(self, shape: StepShape, staged: np.ndarray | None, chunks: Sequence[ScheduledChunk] = ()) -> Any:
         """Queue a forward pass on this card.
 
         Args:
             staged: what it is, as `StepInputs.stage` gives it.
             chunks: of the step, on the card that schedules.
         """
-        last_tokens = self._sampler.last_tokens
-        self._group.broadcast(last_tokens)
-        self._inputs.begin(shape, chunks, self._stream.upload(staged), last_tokens)
+        self._group.broadcast(self._sampler.last_tokens)
+        self._inputs.begin(shape, chunks, None if staged is None else self._stream.upload(staged))
         if shape not in self._plans:
             self._plans[shape] = _Plan(shape, self._inputs, self._model, self._recorder)
         return self._plans[shape].run(self._graphs)

@@ -22,9 +22,7 @@ SHAPES = [StepShape(300, 40, True), StepShape(40, 40, False)]
 
 @pytest.fixture
 def inputs():
-    return StepInputs(
-        KVCache(STATES, 1, device="gpu"), [StepShape(300, 40, True), StepShape(40, 40, False)], ROWS, WIDTH
-    )
+    return StepInputs(KVCache(STATES, 1, device="gpu"), SHAPES, ROWS, WIDTH, cp.zeros(ROWS, np.int32))
 
 
 def new_request(rng, row, tokens):
@@ -80,7 +78,8 @@ def test_steps(inputs, shape):
             chunks.append(ScheduledChunk(request, start, stop, bool(rng.integers(2)) or not shape.mixed))
         while sum(chunk.tokens for chunk in chunks) > shape.tokens:
             chunks.pop()
-        inputs.begin(shape, chunks, cp.asarray(inputs.stage(shape, chunks)), cp.asarray(last_tokens))
+        inputs.last_tokens.set(last_tokens)
+        inputs.begin(shape, chunks, cp.asarray(inputs.stage(shape, chunks)))
         views = [view.get() for view in inputs.views(shape)]
         for ours, wanted in zip(views, expected(shape, chunks, last_tokens), strict=False):
             np.testing.assert_array_equal(ours, wanted)
@@ -92,18 +91,56 @@ def test_steps(inputs, shape):
         requests.append(new_request(rng, row, 33))
 
 
+def test_steps_that_follow(inputs):
+    """Nothing is brought while the same requests decode in the blocks that they have. All is right when a table grows,
+    a request moves to another row or slot, one leaves, the order changes, and after a step with a prompt."""
+    rng, shape = np.random.default_rng(2), SHAPES[1]
+    requests, brought = [new_request(rng, row, 64) for row in rng.permutation(ROWS)[:7]], []
+    starts = {request: int(rng.integers(3, 17)) for request in requests}
+    for step in range(24):
+        last_tokens = rng.integers(0, 99, ROWS).astype(np.int32)
+        change = {5: "grow", 9: "row", 12: "leave", 15: "order", 18: "prompt", 21: "slot"}.get(step)
+        if change == "grow":
+            requests[2].state.tables[1].append(77)
+        if change == "row":
+            requests[1].state.row = next(i for i in range(ROWS) if i not in [r.state.row for r in requests])
+            requests[1].state.uploaded = [0] * len(STATES)
+        if change == "slot":
+            requests[3].state.slot += 1
+        if change == "leave":
+            requests.pop(4)
+        if change == "order":
+            requests.reverse()
+        if change == "prompt":
+            chunk = ScheduledChunk(requests[0], 0, 3, False)
+            inputs.begin(SHAPES[0], [chunk], cp.asarray(inputs.stage(SHAPES[0], [chunk])))
+        for request in requests:
+            start = starts[request]
+            request.prompt, request.output, request.pending = request.prompt[:start] or [1], [], 1
+        chunks = [ScheduledChunk(request, starts[request], starts[request] + 1, True) for request in requests]
+        staged = inputs.stage(shape, chunks)
+        brought.append(staged is not None)
+        assert brought[-1] == (step == 0 or change is not None)
+        inputs.last_tokens.set(last_tokens)
+        inputs.begin(shape, chunks, None if staged is None else cp.asarray(staged))
+        for ours, wanted in zip(inputs.views(shape), expected(shape, chunks, last_tokens), strict=False):
+            np.testing.assert_array_equal(ours.get(), wanted)
+        for request in requests:
+            starts[request] += 1
+
+
 def test_blocks_are_uploaded_once(inputs):
     """What a step brings grows with the blocks that were added, not with the tables; what has left a window is any."""
     rng, shape = np.random.default_rng(0), StepShape(40, 40, False)
     request = new_request(rng, 3, 100)
     request.state.tables[1][:2] = [NONE, NONE]
     sizes = []
-    for start in (0, 1, 2):
+    for start in (0, 2, 4):
         chunk = ScheduledChunk(request, start, start + 1, True)
         staged = inputs.stage(shape, [chunk])
         sizes.append(len(staged))
         assert staged[-12:].min() >= 0
-        inputs.begin(shape, [chunk], cp.asarray(staged), cp.zeros(ROWS, np.int32))
-        if start == 1:
+        inputs.begin(shape, [chunk], cp.asarray(staged))
+        if start == 2:
             request.state.tables[0].append(5)
     assert sizes == [sizes[1] + 12, sizes[1], sizes[1] + 1]

@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import cupy as cp
 import numpy as np
 import pytest
 from constraints import Alternating
@@ -45,16 +46,17 @@ class Bench:
         self.stream = Stream("gpu")
         with self.stream:
             self.sampler = DeviceSampler(self.stream, VOCABULARY, SLOTS)
+            self.logits = cp.empty((SLOTS + 2, VOCABULARY), np.float32)  # of all steps, as a captured one has them
         self.rng = np.random.default_rng(3)
         self.likely = self.rng.standard_normal(VOCABULARY) * 3
 
     def launch(self, requests, slots, ahead=0):
         """Queue a step of requests that wait for `ahead` tokens; its tokens, and a check of them by the host's."""
-        noise = self.rng.standard_normal((len(requests) + 2, VOCABULARY)) / 10
+        noise = self.rng.standard_normal(self.logits.shape) / 10
         logits = (self.likely + noise).astype(np.float32)
         with self.stream:
             steps = [len(request.output) + ahead for request in requests]
-            pending = self.sampler.launch(self.stream.upload(logits), requests, slots, steps)
+            pending = self.sampler.launch(self.stream.upload(logits, self.logits), requests, slots, steps)
 
         def read():
             masks = [request.constraint and request.constraint.bits() for request in requests]
@@ -100,6 +102,27 @@ def test_requests_come_and_go(seed):
             reads.append(bench.launch([seated[slot] for slot in slots], slots, ahead=1))
         for read in reads:
             read()
+
+
+def test_steps_that_follow(monkeypatch):
+    """Steps of the same requests bring nothing to the device, which counts their steps and tokens; biases do."""
+    bench, sizes = Bench(), []
+    upload = bench.stream.upload
+    monkeypatch.setattr(bench.stream, "upload", lambda array, *to: (sizes.append(array.size), upload(array, *to))[1])
+    free = [request_of(bench.rng, **kind) for kind in KINDS[:1] + KINDS[2:4]]
+    for slots in ([4, 0, 2], [4, 0, 2], [0, 4, 2]):
+        reads = [bench.launch(free, slots)]
+        sizes.clear()
+        for _ in range(4):
+            reads.append(bench.launch(free, slots, ahead=1))
+            reads.pop(0)()
+        reads.pop()()
+        assert sizes == [bench.logits.size, 2] * 4  # of log-probabilities, whose they are
+    biased = request_of(bench.rng, **KINDS[4])
+    bench.launch([biased], [5])()
+    sizes.clear()
+    bench.launch([biased], [5])()
+    assert len(sizes) == 2
 
 
 @pytest.mark.parametrize("options", KINDS[-4:])

@@ -1,13 +1,15 @@
 """Sampling on a device: what rocforge.ops.sampling does on the host, for all rows at once, in two or three launches.
 
 A Sampler belongs to an engine. What it needs of a request lies on the host, as a record in the request's slot; a step
-copies those of its rows to the device, with masks and biases, in one upload. The same request draws the same tokens as
+copies those of its rows to the device, with masks and biases, in one upload. A step of the same requests after it needs
+none: their records are on the device, where the kernels count their steps. The same request draws the same tokens as
 on the host, but for a draw that falls within float32's rounding of the border between two tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +90,7 @@ class Sampler:
         self._sums = cupy.empty((slots, self._runs), np.uint64)
         self._staged = cupy.empty(slots * _RECORD_WORDS, np.uint32)
         self._edited: Array = None
+        self._queued: _Queued | None = None
 
     def begin(
         self,
@@ -108,6 +111,7 @@ class Sampler:
             ends: tokens that end its text.
         """
         self.end(slot)
+        self._queued = None
         record = self._records[slot]
         for name in ("top_p", *_FLOATS):
             record[name] = getattr(params, name)
@@ -123,6 +127,7 @@ class Sampler:
 
     def set_biases(self, slot: int, bias: Mapping[int, float]) -> None:
         """What is added to the logits of a slot's tokens from now on, in place of what `begin` has said."""
+        self._queued = None
         self._records[slot]["bias_start"] = 0 if bias else -1
         words = _bias_words(bias)
         self._biases[slot] = _Biases(words, words, 0)
@@ -149,43 +154,67 @@ class Sampler:
             steps: how many tokens the request of each has so far.
             masks: for some of the rows, which tokens may come next: uint32, a bit for each token from the least
                 significant on. Tokens past its end may not.
-            host_tokens: int32 CuPy array (rows,) in memory of the host; NONE_FINITE or NONE_ALLOWED in place of a
-                token. In `last_tokens` is some token then.
+            host_tokens: int32 CuPy array (rows,) or longer, in memory of the host, which stays at its address;
+                NONE_FINITE or NONE_ALLOWED in place of a token. In `last_tokens` is some token then.
             upload: copies parameters, masks and biases.
 
         Raises:
             ValueError: the logits have fewer rows, or another vocabulary.
         """
-        rows, sizes = len(slots), (self._vocabulary, self._runs)
+        rows = len(slots)
         if len(logits) < rows or logits.shape[1] != self._vocabulary:
             raise ValueError(f"sampling: logits of shape {logits.shape} for {rows} rows of {self._vocabulary} tokens")
         if not rows:
             return
-        (staged, summed, chained), tuned = self._upload(slots, steps, masks, upload), tuning.current()
-        logits, edited, counts, found = float32(logits), self._edited, self._counts.array, (self._highest, self._best)
+        queued = self._queued
+        if queued is None or masks or not queued.continues(logits, slots, steps):
+            queued = self._upload(logits, slots, steps, masks, upload)
+            self._queued = queued if queued.repeats else None
+        queued.steps = [step + 1 for step in steps]
+        address = host_tokens.data.ptr
+        if address not in queued.launches:
+            queued.launches[address] = self._launches(queued, host_tokens)
+        for launch in queued.launches[address]:
+            launch()
+
+    def restart(self) -> None:
+        """Keep nothing of the last launch, of which the logits are."""
+        self._queued = None
+
+    def _launches(self, queued: _Queued, host_tokens: Array) -> list[Callable[[], None]]:
+        tuned, sizes, rows = tuning.current(), (self._vocabulary, self._runs), len(queued.slots)
+        logits, edited, counts, found = queued.float32, self._edited, self._counts.array, (self._highest, self._best)
         slices, threads = (blocks(self._vocabulary, tuned.sample_slice), rows), (tuned.sample_slice_threads,)
+        staged, row_threads = queued.staged, (tuned.sample_row_threads,)
         with launches_overlap():
-            _slices(slices, threads, (edited, *found, logits, staged, counts, *sizes))
-            if summed:
-                _sums(slices, threads, (self._sums, logits, edited, self._highest, staged, *sizes))
+            launches = [_slices.launch_of(slices, threads, (edited, *found, logits, staged, counts, *sizes))]
+            if queued.summed:
+                sums = (self._sums, logits, edited, self._highest, staged, *sizes)
+                launches.append(_sums.launch_of(slices, threads, sums))
             drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, self._sums, staged, *sizes)
-            _rows((rows,), (tuned.sample_row_threads,), drawn)
-            if chained:
+            launches.append(_rows.launch_of((rows,), row_threads, drawn))
+            if queued.chained:
                 several = (self.last_tokens, host_tokens, counts, logits, edited, self._highest, staged, *sizes)
-                _chains((rows,), (tuned.sample_row_threads,), several)
+                launches.append(_chains.launch_of((rows,), row_threads, several))
+        return launches
 
     def _upload(
-        self, slots: Sequence[int], steps: Sequence[int], masks: Mapping[int, HostArray], upload: Upload
-    ) -> tuple[Array, bool, bool]:
-        """The records of the rows, with what they point to behind them, on the device; whether the weights of all
-        tokens count for one of them; and whether one is chained."""
+        self,
+        logits: Array,
+        slots: Sequence[int],
+        steps: Sequence[int],
+        masks: Mapping[int, HostArray],
+        upload: Upload,
+    ) -> _Queued:
+        """Bring the records of the rows to the device, with what they point to behind them."""
         records = self._records[np.asarray(slots)]
         records["step"] = steps
         parts, end = [records.view(np.uint32)], records.nbytes // 4
         for row, mask in masks.items():
             parts.append(self._padded(mask))
             records["mask_start"][row], end = end, end + len(parts[-1])
-        for row in np.flatnonzero(records["bias_start"] >= 0).tolist():
+        biased = np.flatnonzero(records["bias_start"] >= 0).tolist()
+        for row in biased:
             parts.append(self._biases[slots[row]].at(steps[row]))
             records["bias_start"][row], end = end, end + len(parts[-1])
         starts = [records[name] >= 0 for name in ("mask_start", "bias_start", "counts_row")]
@@ -197,7 +226,16 @@ class Sampler:
         random = records["temperature"] > 0
         chained = (records["top_n_sigma"] > 0) | (records["typical_p"] < 1) | (records["xtc_probability"] > 0)
         every = (records["top_k"] <= 0) | (records["top_k"] >= self._vocabulary)
-        return staged, bool((random & ~chained & every).any()), bool((random & chained).any())
+        converted = float32(logits)
+        return _Queued(
+            logits,
+            list(slots),
+            staged,
+            converted,
+            summed=bool((random & ~chained & every).any()),
+            chained=bool((random & chained).any()),
+            repeats=not masks and not biased and converted is logits,
+        )
 
     def _padded(self, mask: HostArray) -> HostArray:
         """A mask with a bit for each token."""
@@ -214,6 +252,36 @@ class Sampler:
             self._edited = None  # its memory is free for the larger one
             shape = min(_power_of_two(edited), len(self._records)), self._runs * RUN
             self._edited = cupy.empty(shape, np.float32)
+
+
+@dataclass
+class _Queued:
+    """The sampling of some slots from some logits, once their records are on the device.
+
+    Attributes:
+        logits: as given, and `float32` as the kernels take them.
+        slots: of their rows.
+        staged: the records.
+        summed: whether the weights of all tokens count for one of them.
+        chained: whether one has several truncations.
+        repeats: whether the records hold for the steps after, whose numbers the kernels count.
+        steps: that the records are of.
+        launches: by the address that the tokens go to.
+    """
+
+    logits: Array
+    slots: list[int]
+    staged: Array
+    float32: Array
+    summed: bool
+    chained: bool
+    repeats: bool
+    steps: list[int] = field(default_factory=list)
+    launches: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
+
+    def continues(self, logits: Array, slots: Sequence[int], steps: Sequence[int]) -> bool:
+        """Whether that is asked for once more, each slot's next step."""
+        return self.logits is logits and self.slots == slots and self.steps == steps
 
 
 class _Biases(NamedTuple):
