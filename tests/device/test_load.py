@@ -78,13 +78,13 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(kernels.Kernel, "_load", lambda *args: pytest.fail("a kernel was launched"))
         warmup.record_kernels(model, lambda kernel: known.add(module_of(kernel)))
-    launch = kernels.Kernel.__call__
+    launch_of = kernels.Kernel.launch_of
 
-    def record_and_launch(kernel, *args, **options):
+    def recorded(kernel, *args, **options):
         launched.add(module_of(kernel))
-        launch(kernel, *args, **options)
+        return launch_of(kernel, *args, **options)
 
-    monkeypatch.setattr(kernels.Kernel, "__call__", record_and_launch)
+    monkeypatch.setattr(kernels.Kernel, "launch_of", recorded)
     with rf.Engine(model, cache_tokens=128) as engine:
         for tokens in warmup.PROMPT_TOKENS:
             engine.add(list(range(tokens)), rf.SamplingParams(max_tokens=4, temperature=0))
