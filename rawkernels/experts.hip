@@ -13,6 +13,8 @@ namespace rocforge {
 
 // variants: RF_QTYPE=KINDS,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
+// Where a cell is few bytes, more blocks hide each other's waits; else a lane has several cells in flight.
+const bool NARROW = sizeof(RF_QTYPE) > 16 && sizeof(RF_QTYPE) <= RF_TUNE_EXPERTS_GATED_NARROW_NBYTES && RF_QTYPE::POINTS == 0;
 const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2, MOST_DOWN_ROWS = 2 * DOWN_ROWS;  // of a group
 
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of
@@ -34,7 +36,7 @@ struct ExpertsGatedParams {
 };
 
 // Grid: (rows / BLOCK_ROWS, pairs).
-RF_MATVEC_GATED
+RF_KERNEL_WIDE(GATED_THREADS, NARROW ? RF_TUNE_EXPERTS_GATED_RESIDENT_NARROW : RF_TUNE_GATED_RESIDENT)
 rf_experts_gated(ExpertsGatedParams p) {
     wait_unless_beside();
     u32 pair = block_y(), used = p.chosen.routing.used, expert = p.chosen.ids ? p.chosen.ids[pair] : pair;
@@ -50,7 +52,8 @@ rf_experts_gated(ExpertsGatedParams p) {
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
     u64 token = (p.first + pair) / used;
-    gated_product<true>(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
+    TokensInRow<RF_QTYPE> x = {row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), 1, p.cells};
+    gated_product<!NARROW>(m, x, {}, p.cells, p.out, pair);
     wait_beside();
 }
 
@@ -93,7 +96,7 @@ rf_experts_down(ExpertsDownParams p) {
         if (p.chosen.ids) expert = p.chosen.ids[pair];
         if (p.weights) weight = p.weights[pair];
     }
-    const u8* x = row_of(p.x, u64(pair) * token_bytes(RF_QTYPE(), p.cells));
+    TokensInRow<RF_QTYPE> x = {row_of(p.x, u64(pair) * token_bytes(RF_QTYPE(), p.cells)), 1, p.cells};
     for (u32 first = together * of_group * block_x(); first < u32(p.rows); first += together * of_group * p.step) {
         u32 own = thread_x(), at = first + own;
         bool writes = own < together * of_group && at < u32(p.rows);
@@ -108,7 +111,7 @@ rf_experts_down(ExpertsDownParams p) {
             w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
         }
         float sum[DOWN_ROWS][1] = {};
-        accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, lanes, [&] {
+        accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, p.cells, rank, lanes, [&] {
             wait_for_previous();
             if (writes && p.residual) total = p.residual[out];
         });

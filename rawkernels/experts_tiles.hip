@@ -1,11 +1,11 @@
 // Mixture of experts, several tokens: products of each expert's matrix with the tokens that chose it, on the matrix
 // unit, in one launch for all experts.
 //
-// Token-expert pairs are sorted by expert, and cut in tiles of up to RF_TOKENS pairs of one expert, as group_by_expert
-// of moe.hip lists them. A work item is a tile of pairs times a wave's rows; each wave of the grid takes several, waits
+// Token-expert pairs are sorted by expert, and cut in tiles of up to RF_TOKENS pairs of one expert. A work item is a tile of pairs times a wave's rows; each wave of the grid takes several, waits
 // for no other, and begins to load the next one's weights while it multiplies and stores. What it does for one is in
 // tiles.h: weights go from memory to registers, packed, once for all pairs of a tile. A tile's tokens may lie anywhere
 // in x, whose fragments are loaded a token at a time anyway. Compiled as tiles.h, with a run of rows for each wave.
+#include "pair_tiles.h"
 #include "tiles.h"
 
 namespace rocforge {
@@ -28,15 +28,6 @@ struct GatheredFragments {
         return load<u32x4>(x + 16 * u64(token[n][p] + run + (2 * half + j) * width * FRAGMENT_CELLS));
     }
 };
-
-// A tile of pairs as group_by_expert lists it: `count` pairs of an expert, from `first` on in their order.
-struct PairTile {
-    i32 expert, first, count;
-};
-RF_DEVICE PairTile load_tile(const i32* tiles, u32 i) {
-    u32x4 v = load<u32x4>(tiles + 4 * (1 + i));
-    return {i32(v.x), i32(v.y), i32(v.z)};
-}
 
 // x is in fragments for `width` tokens; of pair i of a tile it is token order[i] / used, or without an order i itself.
 // The waves of `grid` blocks share out the runs of rows of each of the tiles.

@@ -56,7 +56,8 @@ rf_head_linear(HeadLinearParams p) {
             w[r] = row_of(p.w, u64(row) * RF_QTYPE::row_bytes(cells));
         }
         float sum[ROWS][1] = {};
-        accumulate<RF_QTYPE, ROWS>(sum, w, shared.x, 1, cells, rank, lanes, [&] {
+        TokensInRow<RF_QTYPE> x = {shared.x, 1, cells};
+        accumulate<RF_QTYPE, ROWS>(sum, w, x, cells, rank, lanes, [&] {
             wait_for_previous();
             if (!rounded) round_row(shared.x, p.x + u64(pair) * p.columns, p.columns, cells);
             rounded = true;

@@ -55,7 +55,8 @@ RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 blo
     for (u32 r = 0; r < RF_ROWS; ++r)
         row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes, [&] {
+    TokensInRow<F> x = {row_of(p.x, 0), p.tokens, p.cells};
+    accumulate<F, RF_ROWS>(sum, row, x, p.cells, rank, lanes, [&] {
         load_grid<F>(THREADS);
         wait_for_previous();
         share = norm.share<THREADS>();
@@ -102,7 +103,7 @@ struct GemvGatedParams {
 RF_MATVEC_GATED
 rf_matvec_gated(GemvGatedParams p) {
     Norm norm = {RF_TOKENS == 1 ? p.squares : nullptr, p.columns, p.eps};
-    gated_product(p.matrices, row_of(p.x, 0), norm, p.tokens, p.cells, p.out);
+    gated_product(p.matrices, TokensInRow<RF_QTYPE>{row_of(p.x, 0), p.tokens, p.cells}, norm, p.cells, p.out);
 }
 
 #if RF_TOKENS == 1
@@ -122,7 +123,8 @@ rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const fl
     const u8* row[1] = {w + u64(within) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {}, before = 0.0f, scale = load_early(weight + within), offset = 0.0f;
     if (bias) offset = load_early(bias + within);
-    accumulate<RF_QTYPE, 1, RF_TUNE_THEN_NORM_AHEAD_NBYTES>(sum, row, x, 1, cells, rank, lanes, [&] {
+    TokensInRow<RF_QTYPE> token = {x, 1, u32(cells)};
+    accumulate<RF_QTYPE, 1, RF_TUNE_THEN_NORM_AHEAD_NBYTES>(sum, row, token, cells, rank, lanes, [&] {
         load_grid<RF_QTYPE>(RUN << log_lanes);
         wait_for_previous();
         if (residual) before = load_early(residual + within);

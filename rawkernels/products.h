@@ -48,6 +48,26 @@ RF_DEVICE u32 token_bytes(const Floats<T>&, u32 cells) {
     return 64 / sizeof(T) * cells;
 }
 
+// The tokens of a product: `count` of x, one after another.
+template <class F>
+struct TokensInRow {
+    static constexpr bool SKIPS = false;
+    const u8* x;
+    u32 count, cells;
+    RF_MEMBER const u8* first() const { return x; }
+    RF_MEMBER const u8* token(u32 k) const {
+        return x + token_of(k, count) * token_bytes(F(), rematerialize(cells));  // so that it is scalar
+    }
+};
+// `count` tokens that lie anywhere; of fewer than RF_TOKENS none is computed.
+struct TokensAnywhere {
+    static constexpr bool SKIPS = true;
+    const u8* at[RF_TOKENS];
+    u32 count;
+    RF_MEMBER const u8* first() const { return at[0]; }
+    RF_MEMBER const u8* token(u32 k) const { return at[k]; }
+};
+
 template <class F>
 RF_DEVICE void load_cell(F& w, const u8* row, u32 cells, u32 c) {
     w.load_codes(row, cells, c);
@@ -144,16 +164,16 @@ struct Run {
 };
 
 // Adds the products of cell c of N rows with all tokens.
-template <class F, u32 N>
-RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
+template <class F, u32 N, class X>
+RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const X& x, u32 cells, u32 c) {
     if constexpr (ByRuns<F>::X) {
         RF_UNROLL
         for (u32 r = 0; r < N; ++r) w[r].ready();
-        return add_runs(sum, w, x, cells, c);
+        return add_runs(sum, w, x.first(), cells, c);
     }
     if constexpr (RF_TOKENS == 1) {
         Activation activation;
-        activation.load(x, cells, c);
+        activation.load(x.first(), cells, c);
         schedule_barrier();  // all of these loads, too, come before the first wait
         RF_UNROLL
         for (u32 r = 0; r < N; ++r) {
@@ -179,9 +199,10 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 
         }
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
+            if (X::SKIPS && k >= x.count) break;
             // what all lanes share comes first, so that it is scalar
             u32 plane = 16 * rematerialize(cells);
-            const u8* token = x + token_of(k, tokens) * ACTIVATION_PLANES * plane;
+            const u8* token = x.token(k);
             u32x4 q[2] = {load<u32x4>(token + 2 * s * plane + 16 * c),
                           load<u32x4>(token + (2 * s + 1) * plane + 16 * c)};
             float scale = load<float>(token + (8 * plane + 4 * s) + 16 * c);
@@ -195,11 +216,12 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 
         }
     }
 }
-template <class T, u32 N>
-RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], Floats<T> (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
+template <class T, u32 N, class X>
+RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], Floats<T> (&w)[N], const X& x, u32 cells, u32 c) {
     RF_UNROLL
     for (u32 k = 0; k < RF_TOKENS; ++k) {
-        const u8* token = x + token_of(k, tokens) * token_bytes(w[0], cells) + 64 / sizeof(T) * c;
+        if (X::SKIPS && k >= x.count) break;
+        const u8* token = x.token(k) + 64 / sizeof(T) * c;
         RF_UNROLL
         for (u32 i = 0; i < 16 / sizeof(T); i += 4) {
             f32x4 v = load<f32x4>(token + 4 * i);
@@ -226,9 +248,9 @@ RF_DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells
 // Adds the products of N rows with the tokens, over cells first, first + step, ...; AHEAD cells are loaded together,
 // of one token the first of them before `begin`, which waits for what x depends on: of more there are no registers to
 // spare.
-template <class F, u32 N, u32 AHEAD, class Begin>
-RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens,
-                               u32 cells, u32 first, u32 step, Begin begin) {
+template <class F, u32 N, u32 AHEAD, class X, class Begin>
+RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const X& x, u32 cells, u32 first,
+                               u32 step, Begin begin) {
     u32 c = first, ahead = (AHEAD - 1) * step;
     if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
@@ -236,7 +258,7 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
         begin();
         while (c + ahead < cells) {
             RF_UNROLL
-            for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, tokens, cells, c + a * step);
+            for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, cells, c + a * step);
             c += AHEAD * step;
             if (c + ahead < cells) load_cells(w, row, cells, c, step);
         }
@@ -248,13 +270,13 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
         load_cells(w, row, cells, c, step);
         if (RF_TOKENS == 1) schedule_barrier();  // all loads come first
         RF_UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, tokens, cells, c + a * step);
+        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, cells, c + a * step);
     }
     return c;
 }
 // The same of such formats: of AHEAD cells each is loaded again as soon as it has been multiplied.
-template <class F, u32 N, u32 AHEAD, class Begin>
-RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 cells,
+template <class F, u32 N, u32 AHEAD, class X, class Begin>
+RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const X& x, u32 cells,
                                   u32 first, u32 step, Begin begin) {
     F w[AHEAD][N];
     auto load = [&](F(&to)[N], u32 c) {
@@ -271,7 +293,7 @@ RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&
         for (u32 a = 0; a < AHEAD; ++a) {
             u32 c = from + a * step;
             if (c >= cells) break;
-            add_cell(sum, w[a], x, 1, cells, c);
+            add_cell(sum, w[a], x, cells, c);
             if (c + AHEAD * step < cells) load(w[a], c + AHEAD * step);
         }
     }
@@ -280,36 +302,36 @@ struct WaitForPrevious {
     RF_MEMBER void operator()() const { wait_for_previous(); }
 };
 // AHEAD_NBYTES: of cells that a lane may have in flight, where there are registers for more than one.
-template <class F, u32 N, u32 AHEAD_NBYTES = 0, class Begin = WaitForPrevious>
-RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
-                          u32 first, u32 step, Begin begin = {}) {
+template <class F, u32 N, u32 AHEAD_NBYTES = 0, class X, class Begin = WaitForPrevious>
+RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const X& x, u32 cells, u32 first,
+                          u32 step, Begin begin = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
         const u32 ALONE = N == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GATED_FLOAT_CELLS;
         const u32 AHEAD = RF_TOKENS == 1 ? ALONE : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
-        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
+        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, cells, first, step, begin);
+        accumulate_ahead<F, N, 1>(sum, row, x, cells, first, step, [] {});
     } else if constexpr (ByRuns<F>::X && AHEAD_NBYTES >= 2 * N * sizeof(F)) {
         const u32 AHEAD = AHEAD_NBYTES >= 4 * N * sizeof(F) ? 4 : 2;
         accumulate_by_runs<F, N, AHEAD>(sum, row, x, cells, first, step, begin);
     } else {
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
+        accumulate_ahead<F, N, 1>(sum, row, x, cells, first, step, begin);
     }
 }
 // The same where few blocks have a product, so that nothing else hides what they wait for: a lane has two cells in
 // flight, if they take no more bytes than it has registers for.
 const u32 AHEAD_OF_FEW_NBYTES = 320;
-template <class F, u32 N, class Begin>
-RF_DEVICE void accumulate_of_few(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens,
-                                 u32 cells, u32 first, u32 step, Begin begin) {
+template <class F, u32 N, class X, class Begin>
+RF_DEVICE void accumulate_of_few(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const X& x, u32 cells,
+                                 u32 first, u32 step, Begin begin) {
     if constexpr (sizeof(F) > 16 && 2 * N * sizeof(F) <= AHEAD_OF_FEW_NBYTES) {
         if (first + step < cells) {
-            first = accumulate_ahead<F, N, 2>(sum, row, x, tokens, cells, first, step, begin);
-            accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
+            first = accumulate_ahead<F, N, 2>(sum, row, x, cells, first, step, begin);
+            accumulate_ahead<F, N, 1>(sum, row, x, cells, first, step, [] {});
             return;
         }
     }
-    accumulate<F, N>(sum, row, x, tokens, cells, first, step, begin);
+    accumulate<F, N>(sum, row, x, cells, first, step, begin);
 }
 
 template <u32 N>
@@ -397,9 +419,9 @@ RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<
 // takes the same rows of both matrices, and a block has whole runs of 32 rows, a scale each. Blocks past the last row
 // fill up the last cell with zeros. The results are written as those of tokens `to` and following. OF_FEW: as in
 // accumulate_of_few.
-template <bool OF_FEW = false>
-RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 tokens, u32 cells,
-                             const GatedOutput& out, u32 to = 0) {
+template <bool OF_FEW = false, class X>
+RF_DEVICE void gated_product(const Gated& m, const X& x, const Norm& norm, u32 cells, const GatedOutput& out,
+                             u32 to = 0) {
     const u32 SIZE = RF_TOKENS * BLOCK_ROWS;
     RF_SHARED struct {
         alignas(16) float gate[SIZE], up[SIZE];
@@ -419,9 +441,9 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
     };
     if constexpr (OF_FEW)
-        accumulate_of_few<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, begin);
+        accumulate_of_few<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, cells, rank, GATED_LANES, begin);
     else
-        accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, begin);
+        accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, cells, rank, GATED_LANES, begin);
     reduce_group<2 * GATED_ROWS>(sum, GATED_LANES);
     RF_UNROLL
     for (u32 p = 0; p < GATED_ROWS; ++p) {
@@ -441,14 +463,14 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
             float g = factor * sums.gate[at] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
             float u = factor * sums.up[at] + (m.up_bias ? m.up_bias[r] : 0.0f);
             value = gated(m.activation, g, u);
-            if (out.y && k < tokens) out.y[u64(to + k) * m.rows + r] = value;
+            if (out.y && k < x.count) out.y[u64(to + k) * m.rows + r] = value;
         }
         if (!out.quantized) continue;
         if (at < SIZE) sums.gate[at] = value;
         wave_barrier();
         at = from + 4 * lane();
         // lanes past the last row or token write nothing, since their element is past the end
-        bool wanted = 4 * lane() < RF_WAVE && at < SIZE && at / BLOCK_ROWS < tokens;
+        bool wanted = 4 * lane() < RF_WAVE && at < SIZE && at / BLOCK_ROWS < x.count;
         at = wanted ? at : from;
         u8* token = out.quantized + u64(to + at / BLOCK_ROWS) * activation_bytes(out.cells);
         store_activation(token, out.cells, wanted ? first + at % BLOCK_ROWS : out.cells * CELL,

@@ -136,6 +136,11 @@ def expert_tile_pairs(pairs: int, experts: int) -> int:
     return next((n for n in (8, 16, 32) if mean + 2 * mean**0.5 <= n), 64)
 
 
+def few_tile_pairs(pairs: int, experts: int) -> int:
+    """Token-expert pairs of a tile of experts_few.hip."""
+    return 2 if 2 * pairs <= 3 * experts else 4
+
+
 class Wide(NamedTuple):
     """Of wide.hip: tokens, rows and threads of a block, and the parts that the depth is cut into."""
 
@@ -317,6 +322,7 @@ def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> 
 
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
+    "experts_few.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
     "float_tiles.hip": _float_tile_macros,
     "experts_tiles.hip": _expert_tile_macros,

@@ -50,6 +50,8 @@ class Tuning:
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
+        experts_gated_resident_narrow: the same of a product with each pair's expert, where a cell has at most
+            experts_gated_narrow_nbytes; a lane then has one in flight.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_ahead_nbytes: of its cells that a lane has in flight on NVIDIA, of formats whose values are looked up.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
@@ -93,6 +95,7 @@ class Tuning:
 
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
+        experts_few_tokens: up to so many tokens, an expert's pairs are multiplied by experts_few.hip, without that unit.
         experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
             experts_tiles.hip.
         router_tokens: up to so many tokens, a mixture's norm and router are one launch.
@@ -136,6 +139,8 @@ class Tuning:
     gated_lanes: int = 8
     gated_pairs_8: int = 2
     gated_resident: int = 512
+    experts_gated_resident_narrow: int = 768
+    experts_gated_narrow_nbytes: int = 0
     then_norm_threads: int = 512
     then_norm_ahead_nbytes: int = 192
     then_norm_fill: float = 0.8
@@ -178,6 +183,7 @@ class Tuning:
     expanded_nbytes: int = 256 << 20
 
     experts_int8_tokens: int = 4
+    experts_few_tokens: int = 16
     experts_wide_from: int = ANY
     router_tokens: int = 16
     experts_tile_rows: int = 128
@@ -213,6 +219,7 @@ _H200 = replace(
     float_tile_tokens=16,
     wide_from=33,
     wide_tokens=64,
+    experts_gated_narrow_nbytes=80,
     experts_wide_from=129,
     decode_threads=128,
     decode_matrix_group=3,

@@ -230,17 +230,17 @@ def test_experts_on_hopper(rng, qtype, tokens):
     """Any number of tokens on the warpgroups: experts of no pair, of a few, and of several tiles."""
     layer = Layer(rng, [qtype] * 3, ffn=256, dim=768, biased=qtype == "MXFP4")
     size = 1 / np.linalg.norm(layer.values[0][0], axis=1).mean()
-    with tuning.trying(experts_int8_tokens=0, experts_wide_from=1):
+    with tuning.trying(experts_int8_tokens=0, experts_few_tokens=0, experts_wide_from=1):
         assert run_layer(rng, layer, tokens, 3, "swiglu_oai" if qtype == "MXFP4" else "swiglu", size) < HALF
 
 
-@pytest.mark.parametrize("tokens", [4, 20])
-def test_alone_and_in_a_batch(rng, tokens):
-    """Bit-equal: each place is computed by itself, and so it is of more tokens on the matrix unit."""
+@pytest.mark.parametrize(("tokens", "few"), [(4, 1), (16, 5), (60, 20)])
+def test_alone_and_in_a_batch(rng, tokens, few):
+    """Bit-equal: each place is computed by itself, and so it is of more tokens, a few at a time, and of many."""
     layer = Layer(rng, ["Q8_0"] * 3)
     x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
     ids, weights = map(cp.asarray, layer.routing(rng, tokens, 3))
-    together, few = experts(x, ids, weights, *layer.device), 1 if tokens == 4 else 5
+    together = experts(x, ids, weights, *layer.device)
     for i in range(0, tokens, few):
         row = slice(i, i + few)
         assert (experts(x[row], ids[row], weights[row], *layer.device).get() == together[row].get()).all()

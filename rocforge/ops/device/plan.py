@@ -7,6 +7,7 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 |--------------|------------------------------------------------|---------------------------------------|
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
+| GEMV_FEW     | experts_few.hip: dot instructions              | int8                                  |
 | TILE         | tiles.hip, experts_tiles.hip: the matrix unit  | fragments, for 8, 16, 32, 64 or 128s  |
 | FLOAT_TILE   | float_tiles.hip: the same, of 16-bit floats    | float16                               |
 | WIDE         | wide.hip, experts_wide.hip: Hopper's unit      | float16 tiles, swizzled               |
@@ -47,6 +48,7 @@ class Product(enum.Enum):
 
     GEMV_INT8 = enum.auto()
     GEMV_FLOAT = enum.auto()
+    GEMV_FEW = enum.auto()
     TILE = enum.auto()
     FLOAT_TILE = enum.auto()
     WIDE = enum.auto()
@@ -80,6 +82,7 @@ class OperandForm(enum.Enum):
 _FORMS = {
     Product.GEMV_INT8: OperandForm.INT8,
     Product.GEMV_FLOAT: OperandForm.FLOAT32,
+    Product.GEMV_FEW: OperandForm.INT8,
     Product.FLOAT_TILE: OperandForm.FP16,
     Product.WIDE: OperandForm.SWIZZLED,
     Product.GEMM_FP16: OperandForm.FP16,
@@ -240,6 +243,8 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
     tiled = one and down.planar and tuned.tile_tokens > 0
     if tokens <= (tuned.experts_int8_tokens if tiled else MAX_GEMV_TOKENS):
         return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
+    if one and down.planar and tokens <= tuned.experts_few_tokens:
+        return Product.GEMV_FEW
     if not tiled:
         return Product.GROUPED_GEMM
     wide = gate.wide and down.wide and tokens >= tuned.experts_wide_from
