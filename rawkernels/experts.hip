@@ -14,7 +14,8 @@ namespace rocforge {
 // variants: RF_QTYPE=KINDS,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
 // Where a cell is few bytes, more blocks hide each other's waits; else a lane has several cells in flight.
-const bool NARROW = sizeof(RF_QTYPE) > 16 && sizeof(RF_QTYPE) <= RF_TUNE_EXPERTS_GATED_NARROW_NBYTES && RF_QTYPE::POINTS == 0;
+const bool NARROW = sizeof(RF_QTYPE) > 16 &&
+                    sizeof(RF_QTYPE) <= RF_TUNE_EXPERTS_GATED_NARROW_NBYTES&& RF_QTYPE::POINTS == 0;
 const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2, MOST_DOWN_ROWS = 2 * DOWN_ROWS;  // of a group
 
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of

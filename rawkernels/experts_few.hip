@@ -1,15 +1,14 @@
 // Mixture of experts, some tokens: products of each expert's matrix with the few tokens that chose it, by dot
 // instructions: on the matrix unit, weights would be unpacked for tokens that there are not.
 //
-// Token-expert pairs are sorted by expert, and cut in tiles of up to RF_TOKENS pairs of one expert. A block multiplies a
-// tile with some rows, which it reads once for all of the tile's pairs. Compiled as products.h.
+// Token-expert pairs are sorted by expert, and cut in tiles of up to RF_TOKENS pairs of one expert. A block multiplies
+// a tile with some rows, which it reads once for all of the tile's pairs. Compiled as products.h.
 #include "pair_tiles.h"
 #include "products.h"
 
 namespace rocforge {
 
 // variants: RF_QTYPE=KINDS RF_TOKENS=2
-// variants: RF_QTYPE=KINDS RF_TOKENS=4
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 
 // x is int8 rows; of pair i of the order it is row order[i] / used, or without an order i itself. tiles: their number,
@@ -55,8 +54,8 @@ rf_experts_gated_few(ExpertsGatedFewParams p) {
     gated_product(m, tokens_of(p.pairs, tile), {}, p.pairs.cells, p.out, tile.first);
 }
 
-// y (pairs, rows) = x @ w.T + bias of each pair's expert, in the pairs' order; w is (experts, rows, ...), bias (experts,
-// rows) or null. A group of lanes has RF_ROWS rows.
+// y (pairs, rows) = x @ w.T + bias of each pair's expert, in the pairs' order; w is (experts, rows, ...), bias
+// (experts, rows) or null. A group of lanes has RF_ROWS rows.
 struct ExpertsDownFewParams {
     FewPairs pairs;
     const void* w;

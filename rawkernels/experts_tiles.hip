@@ -1,10 +1,11 @@
 // Mixture of experts, several tokens: products of each expert's matrix with the tokens that chose it, on the matrix
 // unit, in one launch for all experts.
 //
-// Token-expert pairs are sorted by expert, and cut in tiles of up to RF_TOKENS pairs of one expert. A work item is a tile of pairs times a wave's rows; each wave of the grid takes several, waits
-// for no other, and begins to load the next one's weights while it multiplies and stores. What it does for one is in
-// tiles.h: weights go from memory to registers, packed, once for all pairs of a tile. A tile's tokens may lie anywhere
-// in x, whose fragments are loaded a token at a time anyway. Compiled as tiles.h, with a run of rows for each wave.
+// Token-expert pairs are sorted by expert, and cut in tiles of up to RF_TOKENS pairs of one expert. A work item is a
+// tile of pairs times a wave's rows; each wave of the grid takes several, waits for no other, and begins to load the
+// next one's weights while it multiplies and stores. What it does for one is in tiles.h: weights go from memory to
+// registers, packed, once for all pairs of a tile. A tile's tokens may lie anywhere in x, whose fragments are loaded a
+// token at a time anyway. Compiled as tiles.h, with a run of rows for each wave.
 #include "pair_tiles.h"
 #include "tiles.h"
 

@@ -54,9 +54,10 @@ struct LatentStoreParams {
 // A wave a head of a token, and one for its row of the cache.
 RF_KERNEL(STORE_THREADS)
 rf_latent_store(LatentStoreParams p) {
-    wait_for_previous();
     u32 index = block_x() * (STORE_THREADS / RF_WAVE) + wave(), token = index / (p.heads + 1);
     u32 head = index % (p.heads + 1);
+    i32 slot = token < p.tokens ? p.slots[token] : -1;
+    wait_for_previous();
     if (token >= p.tokens) return;
     const float *cos = p.cos ? p.cos + token * (SHARED / 2) : nullptr, *sin = p.sin + token * (SHARED / 2);
     if (head < p.heads) {
@@ -77,7 +78,6 @@ rf_latent_store(LatentStoreParams p) {
             rotated[i] = factor * rotated_element(q + p.own_dim, i, cos, sin, p.neox);
         return;
     }
-    i32 slot = p.slots[token];
     if (slot < 0) return;
     const float *latent = p.latents + token * p.latent_stride, *key = p.shared_keys + token * p.key_stride;
     Head row;
@@ -141,15 +141,16 @@ struct LatentAttentionParams {
     float scale;
 };
 
-// A token's sequence: its table, and how many of its rows the token sees: none where it fills up a step.
+// A token's sequence: its table, how many of its rows the token sees, none where it fills up a step, and how many of
+// these are of steps before.
 struct Seen {
     const i32* table;
-    i32 rows;
+    i32 rows, before;
 };
 RF_DEVICE Seen seen_by(const LatentAttentionParams& p, i32 token) {
     u32 sequence = sequence_of(p.query_starts, p.sequences, token);
-    i32 after = p.query_starts[sequence + 1] - token - 1;
-    return {p.tables + u64(sequence) * p.table_stride, maximum(p.lengths[sequence] - after, 0)};
+    i32 begin = p.query_starts[sequence], end = p.query_starts[sequence + 1], length = p.lengths[sequence];
+    return {p.tables + u64(sequence) * p.table_stride, maximum(length - (end - token - 1), 0), length - (end - begin)};
 }
 
 // Rows of a split, and how many splits have some: one at least.
@@ -326,12 +327,15 @@ RF_DEVICE float reciprocal_or_zero(float x) { return x > 0 ? 1 / x : 0.0f; }
 RF_KERNEL(THREADS)
 rf_latent_attention(LatentAttentionParams p) {
     RF_SHARED Shared shared;
-    wait_for_previous();
     u32 token = block_x(), split = block_z();
     Seen seen = seen_by(p, token);
     Cut cut = cut_of(seen.rows, p.splits);
-    if (split >= cut.active) return;
     u32 start = split * cut.share, end = minimum(i32(start + cut.share), seen.rows);
+    bool early = split < cut.active && i32(start + KEYS) <= seen.before;
+    Step step;
+    if (early) step.load_rows(p.keys, seen.table, start, end);
+    wait_for_previous();
+    if (split >= cut.active) return;
 
     store_queries(shared, p, token);
     Accumulator sums[OWN_TILES];
@@ -341,8 +345,7 @@ rf_latent_attention(LatentAttentionParams p) {
     Queries queries;
     queries.load_own(shared);
     Softmax softmax;
-    Step step;
-    if (start < end) step.load_rows(p.keys, seen.table, start, end);
+    if (!early && start < end) step.load_rows(p.keys, seen.table, start, end);
     for (; start < end; start += KEYS) {
         barrier();  // the rows before have been used
         step.store_rows(shared);
@@ -379,8 +382,8 @@ RF_KERNEL(THREADS)
 rf_latent_combine(LatentAttentionParams p) {
     RF_SHARED float factors[MOST_SPLITS];
     alignas(16) RF_SHARED float parts[GROUPS][RF_RANK];
-    wait_for_previous();
     u32 token = block_x(), head = block_y() % HEADS, active = cut_of(seen_by(p, token).rows, p.splits).active;
+    wait_for_previous();
     const float* records = records_of(p, token, block_y() / HEADS);
     float highest = LOWEST, sum = 0;
     for (u32 s = thread_x(); s < active; s += THREADS) highest = maximum(highest, records[s * RECORD + SIZE + head]);

@@ -1,4 +1,5 @@
-// Token-expert pairs sorted by expert, and cut in tiles of some of one expert's, as group_by_expert of moe.hip lists them.
+// Token-expert pairs sorted by expert, and cut in tiles of some of one expert's, as group_by_expert of moe.hip lists
+// them.
 #pragma once
 #include "target/platform.h"
 

@@ -141,7 +141,7 @@ RF_DEVICE void add_runs(float (&sum)[N][1], F (&w)[N], const u8* x, u32 cells, u
     for (u32 r = 0; r < N; ++r) sum[r][0] += w[r].outer_scale() * total[r];
 }
 
-// 32 elements of a row, unpacked: for several tokens.
+// 32 elements of a row, unpacked: for several tokens, each of which is computed alike, wherever it is among them.
 template <class F>
 struct Run {
     u32 q[8];
@@ -156,10 +156,12 @@ struct Run {
         i32 sum[2] = {i32(i16(pair)), i32(pair) >> 16}, products[2] = {-F::OFFSET * sum[0], -F::OFFSET * sum[1]};
         RF_UNROLL
         for (u32 t = 0; t < 8; ++t) products[t / 4] = dot4(q[t], element(x[t / 4], t % 4), products[t / 4]);
-        float result = F::HALVES ? scale[0] * float(products[0]) + scale[1] * float(products[1])
-                                 : scale[0] * float(products[0] + products[1]);
-        if (!F::MINS) return result;
-        return result + (F::HALVES ? min[0] * float(sum[0]) + min[1] * float(sum[1]) : min[0] * float(sum[0] + sum[1]));
+        if (!F::HALVES) {
+            float result = scale[0] * float(products[0] + products[1]);
+            return F::MINS ? fused(min[0], float(sum[0] + sum[1]), result) : result;
+        }
+        float result = fused(scale[1], float(products[1]), scale[0] * float(products[0]));
+        return F::MINS ? fused(min[1], float(sum[1]), fused(min[0], float(sum[0]), result)) : result;
     }
 };
 
@@ -209,7 +211,7 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const X& x, u32 c
             u32 sums = load<u32>(token + (9 * plane + 4 * s) + 16 * c);
             RF_UNROLL
             for (u32 r = 0; r < N; ++r) {
-                sum[r][k] += scale * run[r].dot(q, sums);
+                sum[r][k] = fused(scale, run[r].dot(q, sums), sum[r][k]);
                 materialize(sum[r][k]);
             }
             schedule_barrier();

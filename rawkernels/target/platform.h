@@ -532,11 +532,13 @@ RF_DEVICE T shuffle_xor(T value) {
 
 #ifdef RF_PLATFORM_NVIDIA  // NVRTC has these under their C names alone
 RF_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
+RF_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 RF_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 RF_DEVICE float absolute(float x) { return fabsf(x); }
 RF_DEVICE float square_root(float x) { return sqrtf(x); }
 #else
 RF_DEVICE float maximum(float a, float b) { return __builtin_fmaxf(a, b); }
+RF_DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 RF_DEVICE float minimum(float a, float b) { return __builtin_fminf(a, b); }
 RF_DEVICE float absolute(float x) { return __builtin_fabsf(x); }
 RF_DEVICE float square_root(float x) { return __builtin_sqrtf(x); }

@@ -15,6 +15,8 @@ GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 STAGED_TOKENS = 128
 """Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
+FEW_PAIRS = 2
+"""Token-expert pairs of a tile of experts_few.hip."""
 WIDE_PARTS = 8
 """The most parts that wide.hip cuts the depth into."""
 WIDE_LDS = 227 << 10
@@ -134,11 +136,6 @@ def expert_tile_pairs(pairs: int, experts: int) -> int:
     """Token-expert pairs of a tile of experts_tiles.hip: as many as hold all of most experts', of 8 to 64."""
     mean = pairs / experts
     return next((n for n in (8, 16, 32) if mean + 2 * mean**0.5 <= n), 64)
-
-
-def few_tile_pairs(pairs: int, experts: int) -> int:
-    """Token-expert pairs of a tile of experts_few.hip."""
-    return 2 if 2 * pairs <= 3 * experts else 4
 
 
 class Wide(NamedTuple):

@@ -95,7 +95,8 @@ class Tuning:
 
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
-        experts_few_tokens: up to so many tokens, an expert's pairs are multiplied by experts_few.hip, without that unit.
+        experts_few_tokens: up to so many tokens, an expert's pairs are multiplied by experts_few.hip, without that
+            unit, whose kernels unpack weights for eight tokens that there mostly are not.
         experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
             experts_tiles.hip.
         router_tokens: up to so many tokens, a mixture's norm and router are one launch.
@@ -183,7 +184,7 @@ class Tuning:
     expanded_nbytes: int = 256 << 20
 
     experts_int8_tokens: int = 4
-    experts_few_tokens: int = 16
+    experts_few_tokens: int = 8
     experts_wide_from: int = ANY
     router_tokens: int = 16
     experts_tile_rows: int = 128

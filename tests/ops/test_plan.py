@@ -221,16 +221,19 @@ def test_norms():
     ],
 )
 def test_experts(names, few, many):
-    """A few tokens a GEMV a pair; more on the matrix unit, from packed weights where all of them are, else unpacked."""
+    """A few tokens a GEMV a pair, some more, of packed weights, a GEMV a few pairs; many on the matrix unit, from
+    packed weights or else unpacked."""
 
     def products(arch, *tokens):
         return {plan.experts_product(*(FORMATS[name] for name in names), n, TABLE[arch]) for n in tokens}
 
-    tuned = TABLE["gfx110"]
-    most = tuned.experts_int8_tokens if many is Product.TILE else plan.MAX_GEMV_TOKENS
-    assert products("gfx110", 1, most) == {few}
-    assert products("gfx110", most + 1, 64, 2048) == {many}
-    assert products("gfx103", 1, 8) == {few} and products("gfx103", 9, 2048) == {Product.GROUPED_GEMM}
+    tuned, packed = TABLE["gfx110"], many is Product.TILE
+    most = tuned.experts_int8_tokens if packed else plan.MAX_GEMV_TOKENS
+    some = tuned.experts_few_tokens if packed else most
+    for arch, rest in ("gfx110", many), ("gfx103", Product.GROUPED_GEMM):
+        assert products(arch, 1, most) == {few}
+        assert products(arch, *range(most + 1, some + 1)) == ({Product.GEMV_FEW} if packed else set())
+        assert products(arch, some + 1, 64, 2048) == {rest}
     assert products("sm_90", 2048) == {Product.WIDE if many is Product.TILE else many}
 
 

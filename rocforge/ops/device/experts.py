@@ -1,8 +1,9 @@
 """Products with each token's experts on a device.
 
 Of few tokens, each token-expert pair is a GEMV, by experts.hip. Pairs of more tokens are sorted by expert: of some, an
-expert's are multiplied by experts_few.hip, a few at a time, and of more they are multiplied in float16 on the matrix unit: from packed weights by experts_tiles.hip, and of other formats, or on a card
-without the unit, by experts_prefill.hip. Which experts are read is known to the device alone.
+expert's are multiplied by experts_few.hip, two at a time; of many in float16 on the matrix unit, from packed weights by
+experts_tiles.hip, and of other formats, or on a card without the unit, by experts_prefill.hip. Which experts are read
+is known to the device alone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from rocforge.device import tuning
 from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
 from rocforge.device.geometry import (
+    FEW_PAIRS,
     WIDE_LDS,
     down_step,
     expert_tile_pairs,
-    few_tile_pairs,
     gated_rows,
     gemv_log_lanes,
     gemv_rows,
@@ -326,25 +327,25 @@ def _tile_products(x: PackedOperand, ids: Array, pair: Pair, down: Matrices, uni
 def _few_products(x: PackedOperand, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
     (count, dim, ffn), used, tuned = down.weight.shape, ids.shape[1], tuning.current()
-    height, cells = few_tile_pairs(ids.size, count), cells_of(ffn)
-    groups, tiles = sorted_pairs(ids, count, height)
+    cells = cells_of(ffn)
+    groups, tiles = sorted_pairs(ids, count, FEW_PAIRS)
     hidden, y = empty_operand((ids.size, ffn), OperandForm.INT8), cupy_module().empty((ids.size, dim), np.float32)
     gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
-    args = {"pairs": (x.data, groups.order, tiles.listed, used, cells_of(dim)), "matrices": gate_and_up}
-    grid = blocks(CELL * cells, gated_rows(tuned, height)), tiles.most
-    kernel = _few_kernel("experts_gated_few", format_of(pair[0].weight), height)
+    args: dict[str, Any] = {"pairs": (x.data, groups.order, tiles.listed, used, cells_of(dim)), "matrices": gate_and_up}
+    grid = blocks(CELL * cells, gated_rows(tuned, FEW_PAIRS)), tiles.most
+    kernel = _few_kernel("experts_gated_few", format_of(pair[0].weight))
     kernel(grid, (tuned.gated_threads,), {**args, "out": (None, hidden.data, cells)})
-    log_lanes = gemv_log_lanes(tuned, height, dim * tiles.most, cells)
+    log_lanes = gemv_log_lanes(tuned, FEW_PAIRS, dim * tiles.most, cells)
     args = {"pairs": (hidden.data, None, tiles.listed, 1, cells), "w": memory_of(down.weight)}
     args |= {"bias": float32(down.bias), "y": y, "rows": dim, "log_lanes": log_lanes}
-    grid = blocks(blocks(dim, gemv_rows(tuned, height)) << log_lanes, tuned.gemv_threads), tiles.most
-    _few_kernel("experts_down_few", format_of(down.weight), height)(grid, (tuned.gemv_threads,), args)
+    grid = blocks(blocks(dim, gemv_rows(tuned, FEW_PAIRS)) << log_lanes, tuned.gemv_threads), tiles.most
+    _few_kernel("experts_down_few", format_of(down.weight))(grid, (tuned.gemv_threads,), args)
     return y, groups.rank
 
 
 @functools.cache
-def _few_kernel(name: str, kind: WeightFormat, height: int) -> Kernel:
-    return Kernel("experts_few.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height)
+def _few_kernel(name: str, kind: WeightFormat) -> Kernel:
+    return Kernel("experts_few.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=FEW_PAIRS)
 
 
 def launch_tiles(

@@ -44,7 +44,7 @@ def head_linear(x: Array, weight: Weight, consumer: Weight | None = None) -> Arr
     product = experts_product(kind, kind, kind, tokens, tuning.current())
     if product is Product.GEMV_INT8 and 0 < tokens * heads <= MAX_PAIRS and cells_of(columns) <= MOST_CELLS:
         return _of_few(x, weight, consumer)
-    if product in (Product.TILE, Product.WIDE):
+    if product in (Product.GEMV_FEW, Product.TILE, Product.WIDE):
         y = _by_tiles(float32(x), weight)
     else:
         y = expert_linear(x.reshape(-1, columns), _heads_of(tokens, heads), Matrices(weight))

@@ -240,12 +240,12 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
     """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,
     are unpacked."""
     one = gate.kernel == up.kernel and gate.planar
-    tiled = one and down.planar and tuned.tile_tokens > 0
-    if tokens <= (tuned.experts_int8_tokens if tiled else MAX_GEMV_TOKENS):
+    packed = one and down.planar
+    if tokens <= (tuned.experts_int8_tokens if packed else MAX_GEMV_TOKENS):
         return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
-    if one and down.planar and tokens <= tuned.experts_few_tokens:
+    if packed and tokens <= tuned.experts_few_tokens:
         return Product.GEMV_FEW
-    if not tiled:
+    if not packed or not tuned.tile_tokens:
         return Product.GROUPED_GEMM
     wide = gate.wide and down.wide and tokens >= tuned.experts_wide_from
     return Product.WIDE if wide else Product.TILE
