@@ -5,21 +5,31 @@
 
 Microseconds a layer of Python, CuPy and the driver, for steps that are not captured: prompts, and steps of other sizes
 than were seen before. Sizes of matrices do not matter to it, so those of the model are small.
+
+Then microseconds of an engine's decode step, all requests going on, with kernels and graphs that do nothing: what
+Python takes to schedule it, to say what it is, and to hand out its tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from random_gguf import SHAPES, write
 
 import rocforge as rf
+from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
+from rocforge.engine import step as engine_step
 from rocforge.load import load_model
 from rocforge.nn import Transformer
 from rocforge.nn.batch import Batch, Chunk
@@ -72,6 +82,35 @@ def queueing(model: Transformer, step: list[tuple[int, int]]) -> float:
     return statistics.median(times[QUEUED:])
 
 
+@contextlib.contextmanager
+def nothing_runs(model: Transformer, most: int) -> Iterator[None]:
+    """In this context kernels and captured steps are passed over. Logits are zeros, and so are tokens."""
+    logits = cupy_module().zeros((most, model.config.vocabulary), np.float32)
+    rows: dict[int, Any] = {}
+
+    def captured(plan: Any, graphs: bool) -> Any:
+        return rows.setdefault(plan._shape.rows, logits[: plan._shape.rows])
+
+    function = SimpleNamespace(kernel=lambda *args: None)
+    overlap = mock.patch("rocforge.device.overlap.overlaps", lambda device: False)
+    with overlap, mock.patch.object(Kernel, "_load", lambda *args: function):
+        with mock.patch.object(engine_step._Plan, "run", captured):
+            yield
+
+
+def decoding(model: Transformer, requests: int, steps: int = 200) -> float:
+    """Median seconds of an engine's step."""
+    params, times = rf.SamplingParams(temperature=0, ignore_eos=True), []
+    with nothing_runs(model, requests), rf.Engine(model, cache_tokens=requests * 256, max_requests=requests) as engine:
+        for prompt in np.random.default_rng().integers(0, 200, (requests, 5)).tolist():
+            engine.add(prompt, params)
+        for _ in range(steps):
+            start = time.perf_counter()
+            engine.step()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[steps // 2 :])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="Q4_K_M", help="of the weights, as in random_gguf.py")
@@ -79,6 +118,8 @@ def main() -> None:
     model = small_model(options.recipe)
     for name, step in STEPS.items():
         print(f"{name:42} {queueing(model, step) / LAYERS * 1e6:6.0f} us a layer", flush=True)
+    for requests in (1, 8, 64, 256):
+        print(f"{f'an engine decodes, {requests} requests':42} {decoding(model, requests) * 1e6:6.0f} us", flush=True)
 
 
 if __name__ == "__main__":
