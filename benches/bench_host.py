@@ -92,10 +92,10 @@ def nothing_runs(model: Transformer, most: int) -> Iterator[None]:
         return rows.setdefault(plan._shape.rows, logits[: plan._shape.rows])
 
     function = SimpleNamespace(kernel=lambda *args: None)
-    overlap = mock.patch("rocforge.device.overlap.overlaps", lambda device: False)
-    with overlap, mock.patch.object(Kernel, "_load", lambda *args: function):
-        with mock.patch.object(engine_step._Plan, "run", captured):
-            yield
+    overlaps = mock.patch("rocforge.device.overlap.overlaps", lambda device: False)
+    loaded = mock.patch.object(Kernel, "_load", lambda *args: function)
+    with overlaps, loaded, mock.patch.object(engine_step._Plan, "run", captured):
+        yield
 
 
 def decoding(model: Transformer, requests: int, steps: int = 200) -> float:

@@ -107,11 +107,6 @@ class Request:
         return self.length - self.num_computed_tokens
 
     @property
-    def complete(self) -> bool:
-        """Whether its last token is known or pending, so that no further step is of use."""
-        return self.length >= self.max_length
-
-    @property
     def reason_to_finish(self) -> str | None:
         """Of its last known token, as in `Token`; None where it goes on."""
         if self.output and self.output[-1] in self.ends:

@@ -78,12 +78,10 @@ class Scheduler:
         """The chunks of the next step, with their cache blocks allocated. Empty only if no request can run."""
         counts: dict[Request, int] = {}
         waiting = len(self.waiting)
-        running = [request for request in self.running if not request.complete]
-        decodes = [request for request in running if request.remaining == 1]
+        decodes, prompts = self._running()
         for request in decodes[: self.max_batch_tokens]:
             self._extend(counts, request, 1)
         budget = self._budget(len(counts), pacer)
-        prompts = [request for request in running if request.remaining > 1]
         for i, request in enumerate(prompts):
             left = budget - sum(counts.values())
             self._extend(counts, request, self._chunk(request, _share(left, i + 1 < len(prompts) or waiting > 0)))
@@ -94,8 +92,17 @@ class Scheduler:
         chunks = []
         for request, count in counts.items():
             start = request.num_computed_tokens
-            chunks.append(ScheduledChunk(request, start, start + count, count == request.remaining))
+            chunks.append(ScheduledChunk(request, start, start + count, start + count == request.length))
         return chunks
+
+    def _running(self) -> tuple[list[Request], list[Request]]:
+        """The running requests whose last token is not known or pending yet: those past their prompt, and the others."""
+        decodes, prompts = [], []
+        for request in self.running:
+            length = request.length
+            if length < request.max_length:
+                (decodes if length - request.num_computed_tokens == 1 else prompts).append(request)
+        return decodes, prompts
 
     def _budget(self, decodes: int, pacer: Pacer | None) -> int:
         """Tokens of a step with so many decodes: of what the pacer allows, the nearest size."""
