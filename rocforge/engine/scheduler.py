@@ -96,7 +96,7 @@ class Scheduler:
         return chunks
 
     def _running(self) -> tuple[list[Request], list[Request]]:
-        """The running requests whose last token is neither known nor pending: those past their prompt, and the others."""
+        """Running requests whose last token is neither known nor pending: those past their prompt, and the others."""
         decodes, prompts = [], []
         for request in self.running:
             length = request.length
