@@ -97,7 +97,8 @@ class Scheduler:
 
     def _running(self) -> tuple[list[Request], list[Request]]:
         """Running requests whose last token is neither known nor pending: those past their prompt, and the others."""
-        decodes, prompts = [], []
+        decodes: list[Request] = []
+        prompts: list[Request] = []
         for request in self.running:
             length = request.length
             if length < request.max_length:
