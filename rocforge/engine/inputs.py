@@ -8,6 +8,7 @@ token, which the host need not have read. A step in which the requests of the on
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
+from rocforge.engine.request import Request
 from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.engine.state import NONE, SequenceState
 from rocforge.nn.batch import Batch, Paging
@@ -76,26 +78,30 @@ class StepShape:
 
 
 class _Begun(NamedTuple):
-    """The step whose inputs are there, where requests have a token each: their chunks and places, and what begins the
-    next such step. `staged` is kept for it."""
+    """The step whose inputs are there, where requests have a token each: the requests, where each goes on, where the
+    device has its state, and what begins the next such step. `staged` is kept for that; requests are not."""
 
     shape: StepShape
-    chunks: Sequence[ScheduledChunk]
+    requests: list[weakref.ref[Request]]
+    stops: list[int]
     places: list[tuple[int, int]]
     launch: Callable[[], None]
     staged: Any
 
     def continues(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> bool:
         """Whether a step is of the same requests, each with its next token, in blocks that the device knows."""
-        if shape != self.shape or len(chunks) != len(self.chunks):
+        if shape != self.shape or [chunk.start for chunk in chunks] != self.stops:
             return False
         return all(
-            chunk.request is before.request
-            and chunk.start == before.stop
+            chunk.request is request()
             and _place(state := chunk.request.state) == place
             and state.uploaded == [*map(len, state.tables)]
-            for chunk, before, place in zip(chunks, self.chunks, self.places, strict=True)
+            for chunk, request, place in zip(chunks, self.requests, self.places, strict=True)
         )
+
+    def next(self) -> _Begun:
+        """The step after."""
+        return self._replace(stops=[stop + 1 for stop in self.stops])
 
 
 class StepInputs:
@@ -139,7 +145,7 @@ class StepInputs:
         step that follows the one before."""
         if staged is None:
             assert self._begun is not None
-            self._begun = self._begun._replace(chunks=chunks)
+            self._begun = self._begun.next()
             self._begun.launch()
             return
         threads = tuning.current().elementwise_threads
@@ -150,11 +156,13 @@ class StepInputs:
         args |= {"block_size": self._cache.block_size, "one_each": int(not shape.mixed)}
         launch = begin_step.launch_of((grid,), (threads,), args)
         launch()
-        places = [_place(chunk.request.state) for chunk in chunks]
-        self._begun = None if shape.mixed else _Begun(shape, chunks, places, launch, staged)
-        for chunk in chunks:
-            state = chunk.request.state
-            state.uploaded = list(map(len, state.tables))
+        requests = [chunk.request for chunk in chunks]
+        for request in requests:
+            request.state.uploaded = list(map(len, request.state.tables))
+        self._begun = None
+        if not shape.mixed:
+            places, stops = [_place(request.state) for request in requests], [chunk.stop for chunk in chunks]
+            self._begun = _Begun(shape, [*map(weakref.ref, requests)], stops, places, launch, staged)
 
     def stage(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> np.ndarray | None:
         """What a step is, as `begin_step` in step.hip reads it; None where it follows from the step before, whose
