@@ -110,7 +110,7 @@ class StepRunner:
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
         self._recorder = GraphRecorder(stream.device)
         self._plans: dict[StepShape, _Plan] = {}
-        weakref.finalize(self, _drop, self._plans, self._recorder).atexit = False
+        weakref.finalize(self, _drop, self._plans, self._sampler, self._recorder).atexit = False
 
     def launch(self, chunks: Sequence[ScheduledChunk]) -> PendingStep:
         """Queue the forward pass of a step. Tokens of the step before need not have been read.
@@ -152,6 +152,8 @@ class StepRunner:
                 logits = self._model(ids, batch)
             self._sampler.launch(logits, [request], [0], [0])
         self._stream.synchronize()
+        self._sampler.restart()
+        del logits
         self._recorder.free_unused()
         compilation.wait(progress)
 
@@ -178,8 +180,7 @@ class StepRunner:
 
     def trim(self) -> None:
         """Drop the graphs, and free their memory. Nothing may be in flight."""
-        self._sampler.restart()
-        _drop(self._plans, self._recorder)
+        _drop(self._plans, self._sampler, self._recorder)
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
         """The smallest shape for these chunks; attention patterns have keys for a power of two."""
@@ -214,7 +215,10 @@ class StepRunner:
         self._inputs.begin(shape, chunks, None if staged is None else self._stream.upload(staged))
         if shape not in self._plans:
             self._plans[shape] = _Plan(shape, self._inputs, self._model, self._recorder)
-        return self._plans[shape].run(self._graphs)
+        plan = self._plans[shape]
+        if not plan.captured:
+            self._sampler.restart()  # the memory of the logits before is of use to this pass, and to its capture
+        return plan.run(self._graphs)
 
 
 def _event() -> Any:
@@ -228,9 +232,10 @@ def _seconds_between(first: Any, second: Any) -> float:
     return float(cupy_module().cuda.get_elapsed_time(first, second)) / 1e3
 
 
-def _drop(plans: dict[Any, _Plan], recorder: GraphRecorder) -> None:
-    """A graph's memory is free once its plan has gone."""
+def _drop(plans: dict[Any, _Plan], sampler: DeviceSampler, recorder: GraphRecorder) -> None:
+    """A graph's memory is free once its plan has gone, and a step's once nobody has its logits."""
     plans.clear()
+    sampler.restart()
     recorder.free_unused()
 
 
@@ -243,6 +248,11 @@ class _Plan:
         self._reach: list[Any] | None = None
         self._graph: tuple[Any, Any] | None = None
         self._observed: list[tuple[Observer, Any]] = []
+
+    @property
+    def captured(self) -> bool:
+        """Whether there is a graph."""
+        return self._graph is not None
 
     def run(self, graphs: bool) -> Any:
         """Queue the pass, and return its logits. The first is run kernel by kernel, which compiles them; the second is

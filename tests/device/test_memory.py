@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from dataclasses import replace
 
 import cupy as cp
 import pytest
@@ -31,12 +32,14 @@ def run(engine, prompts, params=PARAMS):
 
 
 @only_simulated
-def test_engines_leave_nothing(model):
-    """The device has as much free after the sixth engine as after the second; the first compiles and loads."""
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_engines_leave_nothing(model, tokens):
+    """The device has as much free after the sixth engine as after the second; the first compiles and loads. An engine
+    has made one step, kernel by kernel, or several, which are captured."""
     free = []
     for _ in range(6):
         with rf.Engine(model, cache_tokens=256) as engine:
-            run(engine, [[1, 2, 3]])
+            run(engine, [[1, 2, 3]], replace(PARAMS, max_tokens=tokens))
         del engine
         gc.collect()
         cp.get_default_memory_pool().free_all_blocks()
