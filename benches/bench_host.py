@@ -94,7 +94,8 @@ def nothing_runs(model: Transformer, most: int) -> Iterator[None]:
     function = SimpleNamespace(kernel=lambda *args: None)
     overlaps = mock.patch("rocforge.device.overlap.overlaps", lambda device: False)
     loaded = mock.patch.object(Kernel, "_load", lambda *args: function)
-    with overlaps, loaded, mock.patch.object(engine_step._Plan, "run", captured):
+    plan = mock.patch.multiple(engine_step._Plan, run=captured, captured=True)
+    with overlaps, loaded, plan:
         yield
 
 
