@@ -130,7 +130,7 @@ def test_head_linear(rng, kind: str, rows: int, columns: int, monkeypatch):
     monkeypatch.setattr(head_device, "KEPT_PAIRS", 100)
     values = rng.standard_normal((3, rows, columns), np.float32)
     weight = values if kind == "F32" else rf.quantize(values, kind)
-    for tokens in (1, 4, 9, 80):
+    for tokens in (1, 4, 6, 9, 80):
         x = rng.standard_normal((tokens, 3, columns), np.float32)
         y = head_linear(cp.asarray(x), rf.to_device(weight, "gpu"))
         expected = np.einsum("thc,hrc->thr", x.astype(np.float64), np.asarray(weight, np.float64))

@@ -237,6 +237,15 @@ def test_experts(names, few, many):
     assert products("sm_90", 2048) == {Product.WIDE if many is Product.TILE else many}
 
 
+@pytest.mark.parametrize("arch", ["gfx110", "gfx103", HOPPER])
+def test_heads(arch):
+    """All tokens have each head's matrix: together on the matrix unit, or without one each alone."""
+    tuned, planar = TABLE[arch], FORMATS["Q8_0"]
+    found = [plan.heads_product(planar, tokens, tuned) for tokens in (1, tuned.experts_int8_tokens, 5, 8)]
+    assert found[:2] == [Product.GEMV_INT8] * 2
+    assert found[2:] == [Product.TILE if tuned.tile_tokens else Product.GEMV_INT8] * 2
+
+
 def test_plans_are_kept():
     """Asked again, a plan is looked up."""
     asked = (FORMATS["Q4_K"], FORMATS["Q6_K"]), 7, TABLE["gfx110"]

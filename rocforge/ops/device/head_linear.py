@@ -24,9 +24,9 @@ from rocforge.ops.device.operands import PackedOperand, empty_operand, output_ar
 from rocforge.ops.device.plan import (
     OperandForm,
     Product,
-    experts_product,
     form_for,
     fragments_for,
+    heads_product,
 )
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.weights import format_of, memory_of
@@ -41,10 +41,10 @@ KEPT_PAIRS = 4096
 def head_linear(x: Array, weight: Weight, consumer: Weight | None = None) -> Array | PackedOperand:
     """As rocforge.ops.latent_attention.head_linear."""
     (tokens, heads, columns), kind = x.shape, format_of(weight)
-    product = experts_product(kind, kind, kind, tokens, tuning.current())
+    product = heads_product(kind, tokens, tuning.current())
     if product is Product.GEMV_INT8 and 0 < tokens * heads <= MAX_PAIRS and cells_of(columns) <= MOST_CELLS:
         return _of_few(x, weight, consumer)
-    if product in (Product.GEMV_FEW, Product.TILE, Product.WIDE):
+    if product in (Product.TILE, Product.WIDE):
         y = _by_tiles(float32(x), weight)
     else:
         y = expert_linear(x.reshape(-1, columns), _heads_of(tokens, heads), Matrices(weight))

@@ -251,6 +251,14 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
     return Product.WIDE if wide else Product.TILE
 
 
+def heads_product(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
+    """What multiplies each head's row with its own matrix, an expert that every token takes: it has them all."""
+    product = experts_product(weight, weight, weight, tokens, tuned)
+    if product is not Product.GEMV_FEW:
+        return product
+    return Product.TILE if tuned.tile_tokens else Product.GEMV_INT8
+
+
 def experts_product_for(matrices: ExpertMatrices, tokens: int) -> Product:
     """`experts_product` of matrices on the current device."""
     gate, up, down = matrices

@@ -168,6 +168,7 @@ class Sampler:
             return
         queued = self._queued
         if queued is None or masks or not queued.continues(logits, slots, steps):
+            self._queued = None  # its records are overwritten
             queued = self._upload(logits, slots, steps, masks, upload)
             self._queued = queued if queued.repeats else None
         queued.steps = [step + 1 for step in steps]
