@@ -13,9 +13,9 @@ namespace rocforge {
 
 // variants: RF_QTYPE=KINDS,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
+const u32 CELL_NBYTES = sizeof(RF_QTYPE), NARROW_NBYTES = RF_TUNE_EXPERTS_GATED_NARROW_NBYTES;
 // Where a cell is few bytes, more blocks hide each other's waits; else a lane has several cells in flight.
-const bool NARROW = sizeof(RF_QTYPE) > 16 &&
-                    sizeof(RF_QTYPE) <= RF_TUNE_EXPERTS_GATED_NARROW_NBYTES&& RF_QTYPE::POINTS == 0;
+const bool NARROW = CELL_NBYTES > 16 && CELL_NBYTES <= NARROW_NBYTES&& RF_QTYPE::POINTS == 0;
 const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2, MOST_DOWN_ROWS = 2 * DOWN_ROWS;  // of a group
 
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of
@@ -46,15 +46,9 @@ rf_experts_gated(ExpertsGatedParams p) {
         choose<GATED_THREADS>(choice, logits_of(p.chosen.logits, p.chosen.routing, pair / used), p.chosen.routing);
         expert = choice.ids[pair % used];
     }
-    u32 bias_at = expert * p.matrices.rows;
-    u64 at = u64(expert) * p.matrices.step * RF_QTYPE::row_bytes(p.cells);
-    Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows, 0,
-               p.matrices.activation};
-    if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
-    if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
     u64 token = (p.first + pair) / used;
     TokensInRow<RF_QTYPE> x = {row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), 1, p.cells};
-    gated_product<!NARROW>(m, x, {}, p.cells, p.out, pair);
+    gated_product<!NARROW>(gated_of(p.matrices, expert, p.cells), x, {}, p.cells, p.out, pair);
     wait_beside();
 }
 

@@ -45,13 +45,8 @@ rf_experts_gated_few(ExpertsGatedFewParams p) {
     wait_for_previous();  // which listed the tiles
     if (block_y() >= u32(p.pairs.tiles[0])) return;
     PairTile tile = load_tile(p.pairs.tiles, block_y());
-    u32 bias_at = tile.expert * p.matrices.rows;
-    u64 at = u64(tile.expert) * p.matrices.step * RF_QTYPE::row_bytes(p.pairs.cells);
-    Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows, 0,
-               p.matrices.activation};
-    if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
-    if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
-    gated_product(m, tokens_of(p.pairs, tile), {}, p.pairs.cells, p.out, tile.first);
+    Gated own = gated_of(p.matrices, tile.expert, p.pairs.cells);
+    gated_product(own, tokens_of(p.pairs, tile), {}, p.pairs.cells, p.out, tile.first);
 }
 
 // y (pairs, rows) = x @ w.T + bias of each pair's expert, in the pairs' order; w is (experts, rows, ...), bias
@@ -70,30 +65,17 @@ rf_experts_down_few(ExpertsDownFewParams p) {
     // the tiles were listed before the gated product began
     if (block_y() >= u32(p.pairs.tiles[0])) return wait_for_previous();
     PairTile tile = load_tile(p.pairs.tiles, block_y());
-    u32 group = thread_x() >> p.log_lanes, lanes = 1 << p.log_lanes, rank = thread_x() & (lanes - 1);
-    u32 first = ((block_x() * THREADS >> p.log_lanes) + group) * RF_ROWS;
-    const u8* row[RF_ROWS];
-    RF_UNROLL
-    for (u32 r = 0; r < RF_ROWS; ++r) {
-        u64 at = u64(tile.expert) * p.rows + minimum(i32(first + r), i32(p.rows - 1));
-        row[r] = row_of(p.w, at * RF_QTYPE::row_bytes(p.pairs.cells));
-    }
-    TokensAnywhere x = tokens_of(p.pairs, tile);
-    float sum[RF_ROWS][RF_TOKENS] = {};
-    accumulate<RF_QTYPE, RF_ROWS>(sum, row, x, p.pairs.cells, rank, lanes, [] {
+    auto begin = [] {
         load_grid<RF_QTYPE>(THREADS);
         wait_for_previous();
-    });
-    reduce_group<RF_ROWS>(sum, lanes);
-    RF_UNROLL
-    for (u32 r = 0; r < RF_ROWS; ++r) {
-        RF_UNROLL
-        for (u32 k = 0; k < RF_TOKENS; ++k) {
-            if (rank != ((r * RF_TOKENS + k) & (lanes - 1)) || first + r >= p.rows || k >= x.count) continue;
-            float bias = p.bias ? p.bias[u64(tile.expert) * p.rows + first + r] : 0.0f;
-            p.y[u64(tile.first + k) * p.rows + first + r] = sum[r][k] + bias;
-        }
-    }
+    };
+    u64 first = u64(tile.expert) * p.rows;
+    auto store = [&](u32 row, u32 k, float value) {
+        p.y[u64(tile.first + k) * p.rows + row] = value + (p.bias ? p.bias[first + row] : 0.0f);
+    };
+    const u8* w = row_of(p.w, first * RF_QTYPE::row_bytes(p.pairs.cells));
+    rows_product<RF_QTYPE, THREADS>(
+        w, p.rows, tokens_of(p.pairs, tile), p.pairs.cells, p.log_lanes, block_x(), begin, [] { return 1.0f; }, store);
 }
 
 }  // namespace rocforge

@@ -48,33 +48,21 @@ template <class F>
 RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 block) {
     const float* residual = number == 0 ? p.residual : nullptr;
     Norm norm = {RF_TOKENS == 1 ? p.squares : nullptr, p.columns, p.eps};
-    u32 group = thread_x() >> p.log_lanes, lanes = 1 << p.log_lanes, rank = thread_x() & (lanes - 1);
-    u32 first = ((block * THREADS >> p.log_lanes) + group) * RF_ROWS;
-    const u8* row[RF_ROWS];
-    RF_UNROLL
-    for (u32 r = 0; r < RF_ROWS; ++r)
-        row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
-    float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    TokensInRow<F> x = {row_of(p.x, 0), p.tokens, p.cells};
-    accumulate<F, RF_ROWS>(sum, row, x, p.cells, rank, lanes, [&] {
+    float share = 0.0f;
+    auto begin = [&] {
         load_grid<F>(THREADS);
         wait_for_previous();
         share = norm.share<THREADS>();
-    });
-    reduce_group<RF_ROWS>(sum, lanes);
-    float factor = norm.factor<THREADS>(share);
-    RF_UNROLL
-    for (u32 r = 0; r < RF_ROWS; ++r) {
-        RF_UNROLL
-        for (u32 k = 0; k < RF_TOKENS; ++k) {
-            if (rank != ((r * RF_TOKENS + k) & (lanes - 1)) || first + r >= m.rows || k >= p.tokens) continue;
-            u64 at = u64(k) * m.rows + first + r;
-            float value = factor * sum[r][k];
-            if (m.bias) value += m.bias[first + r];
-            if (residual) value += residual[at];
-            m.y[at] = value;
-        }
-    }
+    };
+    auto factor = [&] { return norm.factor<THREADS>(share); };
+    auto store = [&](u32 row, u32 k, float value) {
+        u64 at = u64(k) * m.rows + row;
+        if (m.bias) value += m.bias[row];
+        if (residual) value += residual[at];
+        m.y[at] = value;
+    };
+    TokensInRow<F> x = {row_of(p.x, 0), p.tokens, p.cells};
+    rows_product<F, THREADS>(m.w, m.rows, x, p.cells, p.log_lanes, block, begin, factor, store);
 }
 
 RF_MATVEC

@@ -400,6 +400,34 @@ RF_DEVICE Matrix matrix_of(u32& block, u32& number, const Matrix (&matrices)[4],
     return matrices[LAST_MATRIX];
 }
 
+RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<const u8*>(matrix) + offset; }
+
+// Products of x with those of a matrix's rows that block `block` of THREADS threads has: each group of 1 << log_lanes
+// lanes RF_ROWS. Calls store(row, token, value) for each, on one lane; `factor()`, of all threads, is on all values.
+// begin: as in accumulate_ahead.
+template <class F, u32 THREADS, class X, class Begin, class Factor, class Store>
+RF_DEVICE void rows_product(const void* w, u32 rows, const X& x, u32 cells, u32 log_lanes, u32 block, Begin begin,
+                            Factor factor, Store store) {
+    u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
+    u32 first = ((block * THREADS >> log_lanes) + group) * RF_ROWS;
+    const u8* row[RF_ROWS];
+    RF_UNROLL
+    for (u32 r = 0; r < RF_ROWS; ++r)
+        row[r] = row_of(w, u64(minimum(i32(first + r), i32(rows - 1))) * F::row_bytes(cells));
+    float sum[RF_ROWS][RF_TOKENS] = {};
+    accumulate<F, RF_ROWS>(sum, row, x, cells, rank, lanes, begin);
+    reduce_group<RF_ROWS>(sum, lanes);
+    float scale = factor();
+    RF_UNROLL
+    for (u32 r = 0; r < RF_ROWS; ++r) {
+        RF_UNROLL
+        for (u32 k = 0; k < RF_TOKENS; ++k) {
+            if (rank != ((r * RF_TOKENS + k) & (lanes - 1)) || first + r >= rows || k >= x.count) continue;
+            store(first + r, k, scale * sum[r][k]);
+        }
+    }
+}
+
 // Both matrices of a gated product; of experts, each one's matrix begins `step` rows behind that of the one before.
 struct Gated {
     const void *gate, *up;
@@ -415,7 +443,15 @@ struct GatedOutput {
     u32 cells;
 };
 
-RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<const u8*>(matrix) + offset; }
+// Those of an expert, among all experts'.
+RF_DEVICE Gated gated_of(const Gated& all, u32 expert, u32 cells) {
+    u32 bias_at = expert * all.rows;
+    u64 at = u64(expert) * all.step * RF_QTYPE::row_bytes(cells);
+    Gated own = {row_of(all.gate, at), row_of(all.up, at), nullptr, nullptr, all.rows, 0, all.activation};
+    if (all.gate_bias) own.gate_bias = all.gate_bias + bias_at;
+    if (all.up_bias) own.up_bias = all.up_bias + bias_at;
+    return own;
+}
 
 // activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to float32, or int8 for the product that follows. A group
 // takes the same rows of both matrices, and a block has whole runs of 32 rows, a scale each. Blocks past the last row

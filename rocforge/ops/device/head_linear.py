@@ -18,7 +18,8 @@ from rocforge.device.geometry import down_step, expert_tile_pairs
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
-from rocforge.ops.device.experts import MAX_PAIRS, expert_linear, launch_tiles
+from rocforge.ops.device.experts import MAX_PAIRS, expert_linear
+from rocforge.ops.device.experts_pairs import launch_tiles
 from rocforge.ops.device.moe import PairTiles, sorted_pairs
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, quantized
 from rocforge.ops.device.plan import (

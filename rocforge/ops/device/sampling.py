@@ -184,7 +184,7 @@ class Sampler:
 
     def _launches(self, queued: _Queued, host_tokens: Array) -> list[Callable[[], None]]:
         tuned, sizes, rows = tuning.current(), (self._vocabulary, self._runs), len(queued.slots)
-        logits, edited, counts, found = queued.float32, self._edited, self._counts.array, (self._highest, self._best)
+        logits, edited, counts, found = queued.logits, self._edited, self._counts.array, (self._highest, self._best)
         slices, threads = (blocks(self._vocabulary, tuned.sample_slice), rows), (tuned.sample_slice_threads,)
         staged, row_threads = queued.staged, (tuned.sample_row_threads,)
         with launches_overlap():
@@ -227,16 +227,8 @@ class Sampler:
         random = records["temperature"] > 0
         chained = (records["top_n_sigma"] > 0) | (records["typical_p"] < 1) | (records["xtc_probability"] > 0)
         every = (records["top_k"] <= 0) | (records["top_k"] >= self._vocabulary)
-        converted = float32(logits)
-        return _Queued(
-            logits,
-            list(slots),
-            staged,
-            converted,
-            summed=bool((random & ~chained & every).any()),
-            chained=bool((random & chained).any()),
-            repeats=not masks and not biased and converted is logits,
-        )
+        summed, several = bool((random & ~chained & every).any()), bool((random & chained).any())
+        return _Queued(float32(logits), list(slots), staged, summed, several, not masks and not biased)
 
     def _padded(self, mask: HostArray) -> HostArray:
         """A mask with a bit for each token."""
@@ -260,7 +252,7 @@ class _Queued:
     """The sampling of some slots from some logits, once their records are on the device.
 
     Attributes:
-        logits: as given, and `float32` as the kernels take them.
+        logits: as the kernels take them: a copy of some that are not float32, which no later step has.
         slots: of their rows.
         staged: the records.
         summed: whether the weights of all tokens count for one of them.
@@ -273,7 +265,6 @@ class _Queued:
     logits: Array
     slots: list[int]
     staged: Array
-    float32: Array
     summed: bool
     chained: bool
     repeats: bool
