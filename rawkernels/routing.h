@@ -23,6 +23,7 @@ struct Routing {
 
 struct Choice {
     alignas(16) u32 key[MOST_EXPERTS];
+    u16 experts[MOST_EXPERTS];  // of the keys, once they are sorted
     float logits[MOST_USED], weights[MOST_USED], groups[MOST_GROUPS];
     i32 ids[MOST_USED];
 };
@@ -81,31 +82,23 @@ RF_DEVICE void choose_groups(Choice& choice, const Routing& r) {
     barrier();
 }
 
-// A lane's best expert of those that come after one in the order of keys, and of equals in that of ids.
-struct Candidate {
-    u32 key;
-    i32 id;  // none: past all experts
-};
-RF_DEVICE Candidate best_after(const u32* keys, i32 count, Candidate last) {
-    const i32 AHEAD = 8;  // keys that are loaded at a time
-    Candidate best = {0, count};
-    for (i32 first = lane(); first < count; first += AHEAD * RF_WAVE) {
-        u32 some[AHEAD];
+// How many of `count` keys, a multiple of four, come before one: those that are higher, and of equals those of the
+// first `before` keys.
+RF_DEVICE i32 keys_before(u32 own, const u32* keys, i32 count, i32 before) {
+    i32 place = 0;
+    RF_UNROLL
+    for (i32 j = 0; j < count; j += 4) {
+        u32x4 four = load<u32x4>(keys + j);
         RF_UNROLL
-        for (i32 j = 0; j < AHEAD; ++j) some[j] = keys[minimum(first + j * i32(RF_WAVE), count - 1)];
-        RF_UNROLL
-        for (i32 j = 0; j < AHEAD; ++j) {
-            i32 e = first + j * i32(RF_WAVE);
-            bool after = some[j] < last.key || (some[j] == last.key && e > last.id);
-            if (e < count && after && (some[j] > best.key || best.id == count)) best = {some[j], e};
-        }
+        for (i32 k = 0; k < 4; ++k) place += element(four, k) + u32(j + k < before) > own;
     }
-    return best;
+    return place;
 }
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, so ids are those of experts
-// whatever the logits are. One wave looks for them, one after another. All threads of the block of THREADS call it
-// together, and find the result once it returns.
+// whatever the logits are. Each wave sorts runs of as many as it has lanes, and then every one of a run's best counts
+// those of all runs that come before it. All threads of the block of THREADS call it together, and find the result once
+// it returns.
 template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     i32 count = r.experts;
@@ -117,25 +110,44 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
         for (i32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }
-    for (i32 e = thread_x(); e < count; e += THREADS)
-        choice.key[e] = order_key(score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f));
-    barrier();
-    if (r.groups > 1) choose_groups<THREADS>(choice, r);
-    if (wave() == 0) {
-        Candidate own = best_after(choice.key, count, {~0u, -1});
-        i32 chosen = count + i32(lane()) - chosen_of(r);
-        for (i32 place = 0; place < chosen_of(r); ++place) {
-            u32 best = wave_max_of(own.id < count ? own.key : 0);
-            // where several lanes have it, the lowest id counts
-            i32 id = count - i32(wave_max_of(own.key == best ? u32(count - own.id) : 0));
-            if (i32(lane()) == place) chosen = id;
-            if (own.id == id) own = best_after(choice.key, count, {best, id});
-        }
-        if (i32(lane()) < r.used) {
-            choice.ids[lane()] = chosen;
-            if (chosen < count) choice.logits[lane()] = score_of(logits[chosen], r, highest, all);
-        }
+    i32 most = chosen_of(r), runs = (count + RF_WAVE - 1) / RF_WAVE, end = runs * RF_WAVE;
+    for (i32 e = thread_x(); e < end; e += THREADS) {
+        float score = e < count ? score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f) : 0.0f;
+        choice.key[e] = e < count ? order_key(score) : 0;
     }
+    if (r.groups > 1) {
+        barrier();
+        choose_groups<THREADS>(choice, r);
+    }
+    wave_barrier();  // a run is its wave's alone
+    for (i32 e = thread_x(); e < end; e += THREADS) {
+        u32 own = choice.key[e];
+        i32 run = e - lane(), place = run + keys_before(own, choice.key + run, RF_WAVE, lane());
+        wave_barrier();
+        choice.key[place] = own, choice.experts[place] = u16(e);
+    }
+    barrier();
+    for (i32 e = thread_x(); e < end; e += THREADS) {
+        if (i32(lane()) >= most) break;
+        u32 own = choice.key[e];
+        i32 place = 0;
+        const i32 AHEAD = 4;  // runs whose keys are loaded at a time
+        for (i32 at = 0; at < most; at += 4) {
+            for (i32 run = 0; run < runs; run += AHEAD) {
+                RF_UNROLL
+                for (i32 a = 0; a < AHEAD; ++a) {
+                    i32 from = minimum(run + a, runs - 1) * i32(RF_WAVE) + at;
+                    i32 before = keys_before(own, choice.key + from, 4, e - from);
+                    place += run + a < runs ? before : 0;
+                }
+            }
+        }
+        if (place >= most) continue;
+        i32 id = choice.experts[e];
+        choice.ids[place] = id;
+        choice.logits[place] = r.bias ? score_of(logits[id], r, highest, all) : number_of(own);
+    }
+    if (i32(thread_x()) >= most && i32(thread_x()) < r.used) choice.ids[thread_x()] = count + thread_x() - most;
     barrier();
 }
 
@@ -150,19 +162,18 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
     i32 used = chosen_of(r), behind = i32(thread_x()) - used;
     if (behind >= 0 && behind < r.always)
         choice.weights[thread_x()] = r.gates ? sigmoid(logits[r.experts + behind]) : 1.0f;
+    float own = choice.logits[minimum(i32(lane()), used - 1)];
     if (by_weight(r)) {
-        float sum = 0.0f;
-        for (i32 i = 0; i < used; ++i) sum += choice.logits[i];
+        float sum = wave_sum(i32(lane()) < used ? own : 0.0f);
         if (thread_x() < u32(used))
-            choice.weights[thread_x()] = choice.logits[thread_x()] /
-                                         (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) *
-                                         scale_of(r, choice.ids[thread_x()]);
+            choice.weights[thread_x()] =
+                own / (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) * scale_of(r, choice.ids[thread_x()]);
         barrier();
         return;
     }
     u32 count = r.experts;
-    float highest = choice.logits[0], all = 0.0f, chosen = 0.0f;
-    for (i32 i = 0; i < used; ++i) chosen += fast_exp(choice.logits[i] - highest);
+    float highest = choice.logits[0], all = 0.0f;
+    float chosen = wave_sum(i32(lane()) < used ? fast_exp(own - highest) : 0.0f);
     if (r.softmax_before) {
         for (u32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
@@ -170,8 +181,7 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
     // the floor is the smallest normal float16, as the published implementations have it
     float sum = !r.softmax_before ? chosen : r.normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
     if (thread_x() < u32(used))
-        choice.weights[thread_x()] =
-            fast_exp(choice.logits[thread_x()] - highest) / sum * scale_of(r, choice.ids[thread_x()]);
+        choice.weights[thread_x()] = fast_exp(own - highest) / sum * scale_of(r, choice.ids[thread_x()]);
     barrier();
 }
 
