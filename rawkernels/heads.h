@@ -50,7 +50,7 @@ RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
 // The rotation of the first 2 * pairs elements; neox pairs element i with i + pairs, else 2i with 2i + 1. Of a lane's
 // elements, what they and their partners are multiplied with.
 struct Rotation {
-    float own[PER_LANE], other[PER_LANE];
+    float cos[PER_LANE], sin[PER_LANE];
     u32 partner[PER_LANE];
 };
 
@@ -62,8 +62,8 @@ RF_DEVICE Rotation load_rotation(const float* cos, const float* sin, u32 pairs, 
         bool turned = element < 2 * pairs, second = neox ? element >= pairs : element & 1;
         u32 pair = neox ? (second ? element - pairs : element) : element / 2;
         u32 partner = neox ? (second ? element - pairs : element + pairs) : element ^ 1;
-        rotation.own[i] = turned ? cos[pair] : 1.0f;
-        rotation.other[i] = turned ? (second ? sin[pair] : -sin[pair]) : 0.0f;
+        rotation.cos[i] = turned ? cos[pair] : 1.0f;
+        rotation.sin[i] = turned ? sin[pair] : 0.0f;
         rotation.partner[i] = turned ? partner : 0;
     }
     return rotation;
@@ -76,8 +76,11 @@ RF_DEVICE void rotate_head(Head& head, float* buffer, const Rotation& rotation) 
     store_head(buffer, head);
     wave_barrier();
     RF_UNROLL
-    for (u32 i = 0; i < PER_LANE; ++i)
-        head.x[i] = add_rn(mul_rn(head.x[i], rotation.own[i]), mul_rn(buffer[rotation.partner[i]], rotation.other[i]));
+    for (u32 i = 0; i < PER_LANE; ++i) {
+        u32 partner = rotation.partner[i];
+        float sin = partner > lane() + i * RF_WAVE ? -rotation.sin[i] : rotation.sin[i];
+        head.x[i] = add_rn(mul_rn(head.x[i], rotation.cos[i]), mul_rn(buffer[partner], sin));
+    }
 }
 
 }  // namespace rocforge

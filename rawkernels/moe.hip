@@ -26,6 +26,7 @@ rf_route(RouteParams p) {
 
 const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE;
 const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
+const u32 ROUTER_ROUNDS = ROUTER_CHUNK / (4 * ROUTER_THREADS);
 
 // The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
 // logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple
@@ -59,6 +60,16 @@ struct RouterChunk {
     }
 };
 
+// A thread's share of a chunk of x, or of the norm's weight; of none, ones.
+struct RouterFours {
+    f32x4 v[ROUTER_ROUNDS];
+    static RF_MEMBER u32 at(u32 i) { return 4 * (i * ROUTER_THREADS + thread_x()); }
+    RF_MEMBER void load(const float* row, u32 base, u32 n) {
+        RF_UNROLL
+        for (u32 i = 0; i < ROUTER_ROUNDS; ++i) v[i] = row ? four_of(row, base + at(i), n) : make_f32x4(1, 1, 1, 1);
+    }
+};
+
 // A wave an expert, for ROUTER_TOKENS tokens; each block computes their norms for itself, of which it writes a part.
 // Grid: (experts / ROUTER_WAVES, tokens / ROUTER_TOKENS).
 RF_KERNEL(ROUTER_THREADS)
@@ -69,21 +80,33 @@ rf_router(RouterParams p) {
     i32 expert = block_x() * ROUTER_WAVES + wave();
     u32 token = block_y() * ROUTER_TOKENS, count = minimum(i32(p.tokens - token), i32(ROUTER_TOKENS));
     const float *row = p.w + u64(minimum(expert, p.experts - 1)) * p.n, *x = p.x + u64(token) * p.n;
+    // what this wave writes of the norm
+    u32 own = 4 * (RF_WAVE * (block_x() * ROUTER_WAVES + wave()) + lane());
+    u32 step = 4 * RF_WAVE * ((p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES * ROUTER_WAVES);
     RouterChunk chunk;
-    if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n);
+    RouterFours weight;
+    if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n), weight.load(p.weight, 0, p.n);
     wait_unless_beside();
     float sums[ROUTER_TOKENS] = {}, squares[ROUTER_TOKENS] = {};
+    f32x4 part[ROUTER_TOKENS];
     for (u32 base = 0; base < p.n; base += ROUTER_CHUNK) {
-        if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n);
-        barrier();  // what was there has been used
-        for (u32 i = 4 * thread_x(); i < ROUTER_CHUNK; i += 4 * ROUTER_THREADS) {
-            f32x4 w = p.weight ? four_of(p.weight, base + i, p.n) : make_f32x4(1, 1, 1, 1);
+        RouterFours own_x[ROUTER_TOKENS];
+        RF_UNROLL
+        for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+            if (k >= count) break;
+            own_x[k].load(x + u64(k) * p.n, base, p.n);
+            if (base == 0) part[k] = four_of(x + u64(k) * p.n, own, p.n);
+        }
+        if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n), weight.load(p.weight, base, p.n);
+        if (base) barrier();  // what was there has been used
+        RF_UNROLL
+        for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+            if (k >= count) break;
             RF_UNROLL
-            for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
-                if (k >= count) break;
-                f32x4 v = four_of(x + u64(k) * p.n, base + i, p.n);
+            for (u32 i = 0; i < ROUTER_ROUNDS; ++i) {
+                f32x4 v = own_x[k].v[i];
                 squares[k] += dot(v, v);
-                *reinterpret_cast<f32x4*>(shared.x[k] + i) = product(v, w);
+                *reinterpret_cast<f32x4*>(shared.x[k] + RouterFours::at(i)) = product(v, weight.v[i]);
             }
         }
         barrier();
@@ -93,7 +116,6 @@ rf_router(RouterParams p) {
         }
     }
     Quantized out = {p.quantized, p.width, p.cells};
-    u32 own = block_x() * ROUTER_WAVES + wave(), waves = (p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES * ROUTER_WAVES;
     RF_UNROLL
     for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
         if (k >= count) break;
@@ -102,10 +124,9 @@ rf_router(RouterParams p) {
         float logit = factor * wave_sum(sums[k]);
         if (lane() == 0 && expert < p.experts)
             p.logits[u64(token + k) * p.experts + expert] = logit + (p.bias ? p.bias[expert] : 0.0f);
-        for (u32 i = own * 4 * RF_WAVE; p.weight && i < p.cells * CELL; i += waves * 4 * RF_WAVE) {
-            u32 at = i + 4 * lane();
-            f32x4 v = four_of(x + u64(k) * p.n, at, p.n), w = four_of(p.weight, at, p.n);
-            out.store(token + k, at, product(times(v, factor), w));
+        for (u32 at = own; p.weight && at - 4 * lane() < p.cells * CELL; at += step) {
+            f32x4 v = at == own ? part[k] : four_of(x + u64(k) * p.n, at, p.n);
+            out.store(token + k, at, product(times(v, factor), four_of(p.weight, at, p.n)));
         }
     }
     wait_beside();

@@ -7,17 +7,19 @@ namespace rocforge {
 RF_KERNEL(THREADS)
 rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* weight, const float* residual, u32 width,
             u32 n, float eps) {
-    wait_for_previous();
     u64 start = u64(block_x()) * n;
-    Row row(x + start, n), weights(weight, n, 1.0f);
-    float sum = 0.0f;
-    each_four(n, [&](u32 k, u32 i) { sum += squares(row.at(k, i)); });
-    float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
-    Output output = {out, fp16, {quantized, width, cells_of(n)}, n};
-    each_four(output.end(), [&](u32 k, u32 i) {
-        f32x4 added = residual ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
-        output.write(i, scaled(row.at(k, i), factor, weights.at(k, i), added));
-    });
+    auto normalize = [&](bool waited) {
+        Row row(waited ? x + start : weight, n), weights(weight, n, 1.0f);
+        float sum = 0.0f;
+        each_four(n, [&](u32 k, u32 i) { sum += squares(row.at(k, i)); });
+        float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
+        Output output = {out, fp16, {quantized, width, cells_of(n)}, n};
+        each_four(output.end(), [&](u32 k, u32 i) {
+            f32x4 added = residual && waited ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
+            output.write(waited ? i : output.end(), scaled(row.at(k, i), factor, weights.at(k, i), added));
+        });
+    };
+    rehearsed(normalize, weight != nullptr);
 }
 
 // The same of a sum, x + y + bias, which is written too; the bias may be null. y is the sum of several parts,

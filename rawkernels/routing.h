@@ -82,16 +82,12 @@ RF_DEVICE void choose_groups(Choice& choice, const Routing& r) {
     barrier();
 }
 
-// How many of `count` keys, a multiple of four, come before one: those that are higher, and of equals those of the
-// first `before` keys.
-RF_DEVICE i32 keys_before(u32 own, const u32* keys, i32 count, i32 before) {
+// How many of eight keys come before one: those that are higher, and of equals those of the first `before`.
+RF_DEVICE i32 keys_before(u32 own, const u32* keys, i32 before) {
+    u32x4 four[2] = {load<u32x4>(keys), load<u32x4>(keys + 4)};
     i32 place = 0;
     RF_UNROLL
-    for (i32 j = 0; j < count; j += 4) {
-        u32x4 four = load<u32x4>(keys + j);
-        RF_UNROLL
-        for (i32 k = 0; k < 4; ++k) place += element(four, k) + u32(j + k < before) > own;
-    }
+    for (i32 j = 0; j < 8; ++j) place += element(four[j / 4], j % 4) + u32(j < before) > own;
     return place;
 }
 
@@ -110,7 +106,7 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
         for (i32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }
-    i32 most = chosen_of(r), runs = (count + RF_WAVE - 1) / RF_WAVE, end = runs * RF_WAVE;
+    i32 most = chosen_of(r), end = (count + RF_WAVE - 1) / RF_WAVE * RF_WAVE;
     for (i32 e = thread_x(); e < end; e += THREADS) {
         float score = e < count ? score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f) : 0.0f;
         choice.key[e] = e < count ? order_key(score) : 0;
@@ -122,7 +118,9 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     wave_barrier();  // a run is its wave's alone
     for (i32 e = thread_x(); e < end; e += THREADS) {
         u32 own = choice.key[e];
-        i32 run = e - lane(), place = run + keys_before(own, choice.key + run, RF_WAVE, lane());
+        i32 run = e - lane(), place = run;
+        RF_NO_UNROLL  // few instructions, since each is fetched for the first time
+        for (i32 j = 0; j < i32(RF_WAVE); j += 8) place += keys_before(own, choice.key + run + j, i32(lane()) - j);
         wave_barrier();
         choice.key[place] = own, choice.experts[place] = u16(e);
     }
@@ -131,16 +129,9 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
         if (i32(lane()) >= most) break;
         u32 own = choice.key[e];
         i32 place = 0;
-        const i32 AHEAD = 4;  // runs whose keys are loaded at a time
-        for (i32 at = 0; at < most; at += 4) {
-            for (i32 run = 0; run < runs; run += AHEAD) {
-                RF_UNROLL
-                for (i32 a = 0; a < AHEAD; ++a) {
-                    i32 from = minimum(run + a, runs - 1) * i32(RF_WAVE) + at;
-                    i32 before = keys_before(own, choice.key + from, 4, e - from);
-                    place += run + a < runs ? before : 0;
-                }
-            }
+        for (i32 at = 0; at < most; at += 8) {
+            RF_NO_UNROLL
+            for (i32 from = at; from < end; from += RF_WAVE) place += keys_before(own, choice.key + from, e - from);
         }
         if (place >= most) continue;
         i32 id = choice.experts[e];
@@ -174,7 +165,8 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
     u32 count = r.experts;
     float highest = choice.logits[0], all = 0.0f;
     float chosen = wave_sum(i32(lane()) < used ? fast_exp(own - highest) : 0.0f);
-    if (r.softmax_before) {
+    // the chosen ones' sum is no such small share of all, unless they are of few groups
+    if (r.softmax_before && (!r.normalize || r.groups > 1)) {
         for (u32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }

@@ -296,6 +296,18 @@ RF_DEVICE void wait_beside() {
     if (RF_BESIDE) wait_for_previous();
 }
 
+// Calls f(true) once the kernel has waited. NVIDIA fetches instructions when a block comes to them, which may take
+// longer than what they do: so before that, if it `can`, f(false) does the same with what nobody writes, and writes
+// nothing. It is for kernels whose blocks find room while the one before still runs.
+template <class F>
+RF_DEVICE void rehearsed(F f, bool can = true) {
+    RF_NO_UNROLL
+    for (u32 turn = LOADS_BEFORE_WAIT && can && !RF_BESIDE ? 0 : 1; turn < 2; ++turn) {
+        if (turn) wait_unless_beside();
+        f(turn == 1);
+    }
+}
+
 // A word that blocks of the device count in, and the old value: writes of a block before a barrier, and before it
 // counts, are seen by who counts later, or reads a later value, and by its block after a barrier.
 RF_DEVICE u32 count_in(u32* word, u32 n) {
