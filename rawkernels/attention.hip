@@ -398,19 +398,20 @@ RF_DEVICE void decode(const DecodeParams& p) {
     Rotation rotation;
     if (wanted) {
         i32 start = begin + i32(stripe_of_wave() * Tokens::STEP);
+        if (start < end) tokens.find_step(seen, start);
         // what comes behind the first steps: few blocks leave the memory idle
         i32 later = begin + i32(STRIPES * Tokens::STEP + thread_x());
         bool prefetches = LOADS_BEFORE_WAIT && active <= 2 && thread_x() < RF_TUNE_DECODE_PREFETCH && later < end;
         u32 block = prefetches ? table[later / RF_BLOCK_SIZE] : 0;
+        if (p.new_keys)
+            rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
+                                     p.neox);
         if (start < end) tokens.load_step(p, seen, start);
         if (prefetches) {
             prefetch_row(HeadBlock<Keys>(p.keys, block, p.kv_heads, kv_head).row(later % RF_BLOCK_SIZE), Keys::ROW);
             prefetch_row(HeadBlock<Values>(p.values, block, p.kv_heads, kv_head).row(later % RF_BLOCK_SIZE),
                          Values::ROW);
         }
-        if (p.new_keys)
-            rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
-                                     p.neox);
     }
     wait_unless_beside();
 

@@ -246,7 +246,8 @@ struct MatrixTokens {
     static_assert(PACKED_ROWS ? WIDTH == 128 : (Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_VALUE_DIM), "");
     KeyPart<Keys> keys[2];
     ValuePart<Values> values[4];
-    u32 next_block;  // of the cache: that of the step behind, read a step before its rows are
+    u32 own_block,
+        next_block;  // of the cache: of the first step, and of the one behind, read a step before its rows are
 
     static RF_MEMBER u32 row() { return lane() / 4; }
     static RF_MEMBER u32 part() { return lane() % 4; }
@@ -266,10 +267,12 @@ struct MatrixTokens {
         for (u32 i = 0; i < 4; ++i)
             values[i].load_from(part_of_wave<Values>(rows.row(seen.nearest(start + value_token(i)))), row());
     }
+    // Where the wave's first step lies, before its rows are loaded.
+    RF_MEMBER void find_step(const Seen& seen, u32 start) {
+        own_block = seen.table[start / RF_BLOCK_SIZE], next_block = block_at(seen, start + STRIPES * STEP);
+    }
     RF_MEMBER void load_step(const DecodeParams& p, const Seen& seen, u32 start) {
-        u32 block = seen.table[start / RF_BLOCK_SIZE];
-        next_block = block_at(seen, start + STRIPES * STEP);
-        load_keys(p.keys, seen, start, block), load_values(p.values, seen, start, block);
+        load_keys(p.keys, seen, start, own_block), load_values(p.values, seen, start, own_block);
     }
     static RF_MEMBER u32 block_at(const Seen& seen, u32 start) {
         return start < seen.end ? seen.table[start / RF_BLOCK_SIZE] : 0;

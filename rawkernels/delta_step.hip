@@ -94,22 +94,26 @@ RF_KERNEL_BOUND(THREADS, 2 * THREADS) rf_delta_step(DeltaStepParams p) {
     u32 of_row = at / KEY_DIM * keys + key_head * KEY_DIM + at % KEY_DIM;
     if (!of_key) of_row = 2 * keys + head * n + at - 2 * KEY_DIM;
     Channel channel(p, s, p.sequences.slots[block_y()], has_channel ? of_row : 0);
-    if (at < n) step.scale[at] = p.norm[at];
+    bool decays = at == THREADS - 1;
+    float norm = at < n ? p.norm[at] : 0.0f, of_head = decays ? p.decay[head] : 0.0f;
+    float bias = decays && p.bias ? p.bias[head] : 0.0f;
     wait_for_previous();
 
+    // all loads come first
     u64 row = s.begin;
-    if (at < n) step.scale[at] *= silu_of(p.gate[row * p.gate_stride + head * n + at]);
+    float gate = at < n ? p.gate[row * p.gate_stride + head * n + at] : 0.0f;
+    float x = has_channel ? p.x[row * p.x_stride + of_row] : 0.0f;
+    float alpha = decays ? p.alpha[row * p.alpha_stride + head] : 0.0f;
+    float beta = decays ? p.beta[row * p.beta_stride + head] : 0.0f;
+    if (at < n) step.scale[at] = norm * silu_of(gate);
     if (has_channel) {
-        float value = channel.convolved(p.x[row * p.x_stride + of_row]);
+        float value = channel.convolved(x);
         *(at < KEY_DIM ? step.q + at : of_key ? step.k + (at - KEY_DIM) : step.v + (at - 2 * KEY_DIM)) = value;
         if (!of_key) channel.keep();
     }
-    if (at == THREADS - 1) {
-        float time = softplus(p.alpha[row * p.alpha_stride + head] + (p.bias ? p.bias[head] : 0.0f));
-        step.decay = fast_exp(p.decay[head] * time), step.beta = sigmoid(p.beta[row * p.beta_stride + head]);
-    }
+    if (decays) step.decay = fast_exp(of_head * softplus(alpha + bias)), step.beta = sigmoid(beta);
     barrier();
-    if (at == THREADS - 1) {
+    if (decays) {
         i32* counter = p.counters + block_y() * p.key_heads + key_head;
         step.last = atomic_add(counter, 1) == i32(sharers) - 1;
         if (step.last) *counter = 0;

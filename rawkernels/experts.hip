@@ -39,18 +39,12 @@ struct ExpertsGatedParams {
 // Grid: (rows / BLOCK_ROWS, pairs).
 RF_KERNEL_WIDE(GATED_THREADS, NARROW ? RF_TUNE_EXPERTS_GATED_RESIDENT_NARROW : RF_TUNE_GATED_RESIDENT)
 rf_experts_gated(ExpertsGatedParams p) {
-    u32 pair = block_y(), used = p.chosen.routing.used, expert = pair;
+    wait_unless_beside();
+    u32 pair = block_y(), used = p.chosen.routing.used, expert = p.chosen.ids ? p.chosen.ids[pair] : pair;
     if (p.chosen.logits) {
         RF_SHARED Choice choice;
-        rehearsed([&](bool waited) {
-            const float* logits = logits_of(p.chosen.logits, p.chosen.routing, pair / used);
-            const float* some = static_cast<const float*>(p.matrices.gate);
-            choose<GATED_THREADS>(choice, waited ? logits : some, p.chosen.routing);
-        });
+        choose<GATED_THREADS>(choice, logits_of(p.chosen.logits, p.chosen.routing, pair / used), p.chosen.routing);
         expert = choice.ids[pair % used];
-    } else {
-        wait_unless_beside();
-        if (p.chosen.ids) expert = p.chosen.ids[pair];
     }
     u64 token = (p.first + pair) / used;
     TokensInRow<RF_QTYPE> x = {row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), 1, p.cells};

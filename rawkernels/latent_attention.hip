@@ -57,6 +57,12 @@ rf_latent_store(LatentStoreParams p) {
     u32 index = block_x() * (STORE_THREADS / RF_WAVE) + wave(), token = index / (p.heads + 1);
     u32 head = index % (p.heads + 1);
     i32 slot = token < p.tokens ? p.slots[token] : -1;
+    float weights[PER_LANE];  // of the row's norm
+    RF_UNROLL
+    for (u32 i = 0; i < PER_LANE; ++i) {
+        u32 element = lane() + i * RF_WAVE;
+        weights[i] = p.norm && head == p.heads && element < RF_RANK ? p.norm[element] : 1.0f;
+    }
     wait_for_previous();
     if (token >= p.tokens) return;
     const float *cos = p.cos ? p.cos + token * (SHARED / 2) : nullptr, *sin = p.sin + token * (SHARED / 2);
@@ -73,9 +79,29 @@ rf_latent_store(LatentStoreParams p) {
         float* own = several ? p.whole + at * whole_dim : p.own + at * p.own_dim;
         float* rotated = several ? own + p.own_dim : p.rotated + at * SHARED;
         float factor = p.factors ? p.factors[token] : 1.0f;
-        for (u32 i = lane(); i < p.own_dim; i += RF_WAVE) own[i] = factor * q[i];
-        for (u32 i = lane(); i < SHARED; i += RF_WAVE)
-            rotated[i] = factor * rotated_element(q + p.own_dim, i, cos, sin, p.neox);
+        const u32 AHEAD = 256 / RF_WAVE, TURNED = (SHARED + RF_WAVE - 1) / RF_WAVE;
+        float some[AHEAD], turned[TURNED];  // all loads come first
+        for (u32 base = 0; base < p.own_dim; base += AHEAD * RF_WAVE) {
+            RF_UNROLL
+            for (u32 j = 0; j < AHEAD; ++j) some[j] = q[minimum(i32(base + j * RF_WAVE + lane()), i32(p.own_dim - 1))];
+            if (base == 0) {
+                RF_UNROLL
+                for (u32 j = 0; j < TURNED; ++j) {
+                    u32 i = minimum(i32(j * RF_WAVE + lane()), i32(SHARED - 1));
+                    turned[j] = factor * rotated_element(q + p.own_dim, i, cos, sin, p.neox);
+                }
+            }
+            RF_UNROLL
+            for (u32 j = 0; j < AHEAD; ++j) {
+                u32 i = base + j * RF_WAVE + lane();
+                if (i < p.own_dim) own[i] = factor * some[j];
+            }
+        }
+        RF_UNROLL
+        for (u32 j = 0; j < TURNED; ++j) {
+            u32 i = j * RF_WAVE + lane();
+            if (i < SHARED) rotated[i] = turned[j];
+        }
         return;
     }
     if (slot < 0) return;
@@ -93,7 +119,7 @@ rf_latent_store(LatentStoreParams p) {
     for (u32 i = 0; i < PER_LANE; ++i) {
         u32 element = lane() + i * RF_WAVE;
         if (element < RF_RANK)
-            row.x[i] *= p.norm ? factor * p.norm[element] : 1.0f;
+            row.x[i] *= factor * weights[i];
         else if (element < RF_HEAD_DIM)
             row.x[i] = rotated_element(key, element - RF_RANK, cos, sin, p.neox);
     }
@@ -385,6 +411,16 @@ rf_latent_combine(LatentAttentionParams p) {
     u32 token = block_x(), head = block_y() % HEADS, active = cut_of(seen_by(p, token).rows, p.splits).active;
     wait_for_previous();
     const float* records = records_of(p, token, block_y() / HEADS);
+    u32 group = thread_x() / FOURS, element = thread_x() % FOURS * 4;
+    f32x4 some[AHEAD];
+    auto load_some = [&](u32 base) {
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) {
+            u32 s = minimum(i32(base + j * GROUPS), i32(active - 1));
+            some[j] = load<f32x4>(records + s * RECORD + head * RF_RANK + element);
+        }
+    };
+    load_some(group);  // the first are on their way while the factors are made
     float highest = LOWEST, sum = 0;
     for (u32 s = thread_x(); s < active; s += THREADS) highest = maximum(highest, records[s * RECORD + SIZE + head]);
     highest = block_max<THREADS>(highest);
@@ -393,16 +429,10 @@ rf_latent_combine(LatentAttentionParams p) {
         factors[s] = fast_exp2(softmax[0] - highest), sum += factors[s] * softmax[HEADS];
     }
     sum = block_sum<THREADS>(sum);
-    u32 group = thread_x() / FOURS, element = thread_x() % FOURS * 4;
     f32x4 own = make_f32x4(0, 0, 0, 0);
     RF_NO_UNROLL
     for (u32 base = group; base < active && group < GROUPS; base += AHEAD * GROUPS) {
-        f32x4 some[AHEAD];
-        RF_UNROLL
-        for (u32 j = 0; j < AHEAD; ++j) {
-            u32 s = minimum(i32(base + j * GROUPS), i32(active - 1));
-            some[j] = load<f32x4>(records + s * RECORD + head * RF_RANK + element);
-        }
+        if (base != group) load_some(base);
         RF_UNROLL
         for (u32 j = 0; j < AHEAD; ++j) {
             if (base + j * GROUPS >= active) continue;

@@ -140,58 +140,65 @@ RF_DEVICE void add_normed(const AddNormedParams& p) {
         for (u32 i = 4 * thread_x(); p.next[which].weight && i < n; i += 4 * THREADS)
             prefetch(p.next[which].weight + i);
     float of_layer = p.factor ? load_early(p.factor) : 1.0f;
-    wait_for_previous();
-    Row x(p.x + start, n), y(p.y ? p.y + start : nullptr, n), other(second ? second + start : nullptr, n);
-    auto factor_of = [&](float squared, float eps) { return fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps); };
-    auto factor_of_row = [&](const Row& row, float eps) {
+    const float* some = p.next[0].weight ? p.next[0].weight : p.norms[0].weight;
+    auto add = [&](bool waited) {
+        auto of_launch = [&](const float* row) { return !row ? nullptr : waited ? row + start : some; };
+        Row x(of_launch(p.x), n), y(of_launch(p.y), n), other(of_launch(second), n);
+        auto factor_of = [&](float squared, float eps) {
+            return fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
+        };
+        auto factor_of_row = [&](const Row& row, float eps) {
+            float squared = 0.0f;
+            each_four(n, [&](u32 k, u32 i) { squared += squares(row.at(k, i)); });
+            return factor_of(squared, eps);
+        };
+        float factor = p.y ? factor_of_row(y, p.norms[0].eps) : 0.0f, other_factor = 0.0f, both_factor = 0.0f;
+        auto two = [&](u32 k, u32 i) {
+            f32x4 v = scaled(y.at(k, i), factor, weight.at(k, i), zero);
+            return scaled(other.at(k, i), other_factor, other_weight.at(k, i), v);
+        };
+        f32x4 kept[KEPT] = {};
         float squared = 0.0f;
-        each_four(n, [&](u32 k, u32 i) { squared += squares(row.at(k, i)); });
-        return factor_of(squared, eps);
-    };
-    float factor = p.y ? factor_of_row(y, p.norms[0].eps) : 0.0f, other_factor = 0.0f, both_factor = 0.0f;
-    auto two = [&](u32 k, u32 i) {
-        f32x4 v = scaled(y.at(k, i), factor, weight.at(k, i), zero);
-        return scaled(other.at(k, i), other_factor, other_weight.at(k, i), v);
-    };
-    f32x4 kept[KEPT] = {};
-    float squared = 0.0f;
-    if (second) {
-        other_factor = factor_of_row(other, p.norms[1].eps);
-        each_four(n, [&](u32 k, u32 i) {
-            f32x4 v = two(k, i);
-            if (k < KEPT) kept[k < KEPT ? k : 0] = v;
-            squared += squares(v);
-        });
-        both_factor = factor_of(squared, p.norms[2].eps);
-        squared = 0.0f;
-    }
-    each_four(n, [&](u32 k, u32 i) {
-        f32x4 s = x.at(k, i);
         if (second) {
-            s = scaled(k < KEPT ? kept[k < KEPT ? k : 0] : two(k, i), both_factor, both.at(k, i), s);
-        } else if (p.y) {
-            s = scaled(y.at(k, i), factor, weight.at(k, i), s);
+            other_factor = factor_of_row(other, p.norms[1].eps);
+            each_four(n, [&](u32 k, u32 i) {
+                f32x4 v = two(k, i);
+                if (k < KEPT) kept[k < KEPT ? k : 0] = v;
+                squared += squares(v);
+            });
+            both_factor = factor_of(squared, p.norms[2].eps);
+            squared = 0.0f;
         }
-        s = times(s, of_layer);
-        if (k < KEPT) kept[k < KEPT ? k : 0] = s;
-        if (p.sum) store4(p.sum + start, i, n, s);
-        squared += squares(s);
-    });
-    if (nexts == 0) return;
-    float mean = block_sum<THREADS>(squared) / float(n);
-    const float* stream = p.sum ? p.sum : p.x;
-    RF_NO_UNROLL
-    for (u32 which = 0;;) {
-        NextNorm to = p.next[which];
-        Output output = {to.floats, to.fp16, {to.quantized, to.width, cells_of(n)}, n};
-        float f = to.normalizes ? fast_rsqrt(mean + to.eps) * to.scale : to.scale;
-        each_four(output.end(), [&](u32 k, u32 i) {
-            f32x4 s = k < KEPT ? kept[k < KEPT ? k : 0] : load4(stream + start, i, n);
-            output.write(i, scaled(s, f, next.at(k, i), zero));
+        each_four(n, [&](u32 k, u32 i) {
+            f32x4 s = x.at(k, i);
+            if (second) {
+                s = scaled(k < KEPT ? kept[k < KEPT ? k : 0] : two(k, i), both_factor, both.at(k, i), s);
+            } else if (p.y) {
+                s = scaled(y.at(k, i), factor, weight.at(k, i), s);
+            }
+            s = times(s, of_layer);
+            if (k < KEPT) kept[k < KEPT ? k : 0] = s;
+            if (p.sum && waited) store4(p.sum + start, i, n, s);
+            squared += squares(s);
         });
-        if (!SEVERAL || ++which == nexts) break;
-        next = Row(p.next[which].weight, n, 1.0f);
-    }
+        if (nexts == 0) return;
+        float mean = block_sum<THREADS>(squared) / float(n);
+        const float* stream = of_launch(p.sum ? p.sum : p.x);
+        Row of_next = next;
+        RF_NO_UNROLL
+        for (u32 which = 0;;) {
+            NextNorm to = p.next[which];
+            Output output = {to.floats, to.fp16, {to.quantized, to.width, cells_of(n)}, n};
+            float f = to.normalizes ? fast_rsqrt(mean + to.eps) * to.scale : to.scale;
+            each_four(output.end(), [&](u32 k, u32 i) {
+                f32x4 s = k < KEPT ? kept[k < KEPT ? k : 0] : load4(stream, i, n);
+                output.write(waited ? i : output.end(), scaled(s, f, of_next.at(k, i), zero));
+            });
+            if (!SEVERAL || ++which == nexts) break;
+            of_next = Row(p.next[which].weight, n, 1.0f);
+        }
+    };
+    rehearsed(add, TWO && some);  // of the others the launch before ends soon after it has waited
 }
 
 RF_KERNEL(THREADS) rf_add_normed(AddNormedParams p) { add_normed<false, false>(p); }
