@@ -273,8 +273,12 @@ def routing(report: Report) -> None:
 EXPERTS = {
     "gpt-oss-20b": (32, 4, 2880, 2880, ("MXFP4", "MXFP4", "MXFP4"), "swiglu_oai"),
     "qwen3-30b-a3b": (128, 8, 2048, 768, ("Q4_K", "Q4_K", "Q6_K"), "swiglu"),
+    "gemma-4-26b-a4b": (128, 8, 2816, 704, ("Q4_K", "Q4_K", "Q8_0"), "geglu"),
+    "qwen3.6-35b-a3b": (257, 9, 2048, 512, ("Q4_K", "Q4_K", "Q6_K"), "swiglu"),
+    "deepseek-v2-lite": (64, 6, 2048, 1408, ("Q4_K", "Q4_K", "Q8_0"), "swiglu"),
 }
-"""Published shapes: experts, those used, dim, ffn; formats of gate, up and down; the gated unit. gpt-oss has biases."""
+"""Published shapes: experts, those used, dim, ffn; formats of gate, up and down; the gated unit. gpt-oss has biases,
+Qwen 3.6 a shared expert among the others."""
 
 
 def expert_matrices(rows: int, columns: int, count: int, qtype: str, biased: bool) -> Matrices:
