@@ -10,7 +10,7 @@ constexpr u32 MOST_EXPERTS = 1024, MOST_USED = 32, MOST_GROUPS = 64;
 // How many of how many experts a token goes to, and what their weights are: softmax_before, over all experts, then,
 // with `normalize`, over the chosen ones' sum; else over the chosen ones alone; then times `scale`. With `sigmoid` an
 // expert's weight is that of its logit. Experts are chosen by their logits, or, with a bias, by weight plus bias; of
-// `groups` equal runs of experts only those of groups_used groups, which have the highest sums of their best two. In
+// `groups` equal runs of experts only those of groups_used groups, whose best two have the highest sums of weights. In
 // the end each weight is times its expert's of expert_scales. The last `always` of the used ones are not chosen, but
 // those behind all experts, for each token: with `gates` by the sigmoid of a logit behind theirs, else by one.
 struct Routing {
@@ -24,7 +24,7 @@ struct Routing {
 struct Choice {
     alignas(16) u32 key[MOST_EXPERTS];
     u16 experts[MOST_EXPERTS];  // of the keys, once they are sorted
-    float logits[MOST_USED], weights[MOST_USED], groups[MOST_GROUPS];
+    float scores[MOST_USED], weights[MOST_USED], groups[MOST_GROUPS];
     i32 ids[MOST_USED];
 };
 
@@ -35,26 +35,26 @@ RF_DEVICE const float* logits_of(const float* logits, const Routing& r, u32 toke
     return logits + u64(token) * (r.experts + (r.gates ? r.always : 0));
 }
 
-// Whether experts are known by their weights, and not by their logits.
-RF_DEVICE bool by_weight(const Routing& r) { return r.sigmoid || r.bias; }
+// Whether experts are compared by their shares of the softmax: a bias is added to these, and a group's best are summed.
+RF_DEVICE bool by_share(const Routing& r) { return !r.sigmoid && r.softmax_before && (r.bias || r.groups > 1); }
 
-// Of a logit: itself; or the weight, where experts are known by it, for the highest logit and the sum of all exp(logit
-// - highest).
+// What experts are compared by, of a logit, for the highest logit and the sum of all exp(logit - highest).
 RF_DEVICE float score_of(float logit, const Routing& r, float highest, float all) {
     if (r.sigmoid) return sigmoid(logit);
-    return r.bias ? fast_exp(logit - highest) / all : logit;
+    return by_share(r) ? fast_exp(logit - highest) / all : logit;
 }
 
 // In the order of numbers, and a NaN below them all.
+const u32 LOWEST_KEY = 1;
 RF_DEVICE u32 order_key(float x) {
     u32 bits = float_bits(x);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0;
+    if ((bits & 0x7fffffff) > 0x7f800000) return LOWEST_KEY;
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 
 RF_DEVICE float number_of(u32 key) { return bits_float(key & 0x80000000 ? key ^ 0x80000000 : ~key); }
 
-// Leaves the experts of groups_used groups alone in the running: all others' keys become 0.
+// Leaves the experts of groups_used groups alone in the running: all others get the lowest key.
 template <u32 THREADS>
 RF_DEVICE void choose_groups(Choice& choice, const Routing& r) {
     i32 size = r.experts / r.groups, group = thread_x();
@@ -78,7 +78,7 @@ RF_DEVICE void choose_groups(Choice& choice, const Routing& r) {
         out = place >= r.groups_used;
     }
     if (out)
-        for (i32 e = group * size; e < (group + 1) * size; ++e) choice.key[e] = 0;
+        for (i32 e = group * size; e < (group + 1) * size; ++e) choice.key[e] = LOWEST_KEY;
     barrier();
 }
 
@@ -87,7 +87,7 @@ RF_DEVICE i32 keys_before(u32 own, const u32* keys, i32 before) {
     u32x4 four[2] = {load<u32x4>(keys), load<u32x4>(keys + 4)};
     i32 place = 0;
     RF_UNROLL
-    for (i32 j = 0; j < 8; ++j) place += element(four[j / 4], j % 4) + u32(j < before) > own;
+    for (i32 j = 0; j < 8; ++j) place += element(four[j / 4], j % 4) > own - u32(j < before);
     return place;
 }
 
@@ -99,7 +99,7 @@ template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     i32 count = r.experts;
     float highest = 0, all = 1;
-    if (r.bias && !r.sigmoid) {
+    if (by_share(r)) {
         highest = -infinity(), all = 0;
         for (i32 e = thread_x(); e < count; e += THREADS) highest = maximum(highest, logits[e]);
         highest = block_max<THREADS>(highest);
@@ -109,7 +109,7 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     i32 most = chosen_of(r), end = (count + RF_WAVE - 1) / RF_WAVE * RF_WAVE;
     for (i32 e = thread_x(); e < end; e += THREADS) {
         float score = e < count ? score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f) : 0.0f;
-        choice.key[e] = e < count ? order_key(score) : 0;
+        choice.key[e] = e < count ? order_key(score) : LOWEST_KEY;
     }
     if (r.groups > 1) {
         barrier();
@@ -128,15 +128,16 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     for (i32 e = thread_x(); e < end; e += THREADS) {
         if (i32(lane()) >= most) break;
         u32 own = choice.key[e];
-        i32 place = 0;
+        i32 place = lane(), own_run = e - lane();  // in its own run it has its place
         for (i32 at = 0; at < most; at += 8) {
             RF_NO_UNROLL
-            for (i32 from = at; from < end; from += RF_WAVE) place += keys_before(own, choice.key + from, e - from);
+            for (i32 run = 0; run < end; run += RF_WAVE)
+                if (run != own_run) place += keys_before(own, choice.key + run + at, run < own_run ? 8 : 0);
         }
         if (place >= most) continue;
         i32 id = choice.experts[e];
         choice.ids[place] = id;
-        choice.logits[place] = r.bias ? score_of(logits[id], r, highest, all) : number_of(own);
+        choice.scores[place] = r.bias || r.groups > 1 ? score_of(logits[id], r, highest, all) : number_of(own);
     }
     if (i32(thread_x()) >= most && i32(thread_x()) < r.used) choice.ids[thread_x()] = count + thread_x() - most;
     barrier();
@@ -153,25 +154,23 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
     i32 used = chosen_of(r), behind = i32(thread_x()) - used;
     if (behind >= 0 && behind < r.always)
         choice.weights[thread_x()] = r.gates ? sigmoid(logits[r.experts + behind]) : 1.0f;
-    float own = choice.logits[minimum(i32(lane()), used - 1)];
-    if (by_weight(r)) {
-        float sum = wave_sum(i32(lane()) < used ? own : 0.0f);
-        if (thread_x() < u32(used))
-            choice.weights[thread_x()] =
-                own / (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) * scale_of(r, choice.ids[thread_x()]);
+    float own = choice.scores[minimum(i32(lane()), used - 1)];
+    if (r.sigmoid || by_share(r)) {
+        // the floor is the smallest normal float16, as the published implementations have it; with a softmax the best
+        // experts' sum is never so small
+        float sum = r.normalize ? maximum(wave_sum(i32(lane()) < used ? own : 0.0f), 6.103515625e-05f) : 1.0f;
+        if (thread_x() < u32(used)) choice.weights[thread_x()] = own / sum * scale_of(r, choice.ids[thread_x()]);
         barrier();
         return;
     }
     u32 count = r.experts;
-    float highest = choice.logits[0], all = 0.0f;
+    float highest = choice.scores[0], all = 0.0f;
     float chosen = wave_sum(i32(lane()) < used ? fast_exp(own - highest) : 0.0f);
-    // the chosen ones' sum is no such small share of all, unless they are of few groups
-    if (r.softmax_before && (!r.normalize || r.groups > 1)) {
+    if (r.softmax_before && !r.normalize) {
         for (u32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }
-    // the floor is the smallest normal float16, as the published implementations have it
-    float sum = !r.softmax_before ? chosen : r.normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
+    float sum = r.softmax_before && !r.normalize ? all : chosen;
     if (thread_x() < u32(used))
         choice.weights[thread_x()] = fast_exp(own - highest) / sum * scale_of(r, choice.ids[thread_x()]);
     barrier();

@@ -41,6 +41,37 @@ def test_route_takes_the_lowest_of_equals():
     assert ids.get().tolist() == [[0, 1, 2, 3], [7, 50, 99, 0]]
 
 
+@pytest.mark.any_wave
+@pytest.mark.parametrize("used", [1, 8, 9, 32])
+@pytest.mark.parametrize("count", [33, 64, 100, 256, 1000])
+def test_route_among_equals(rng, count: int, used: int):
+    """The highest first, and of equals the lowest id, wherever they lie among the runs that waves sort; not-a-numbers
+    come last."""
+    logits = rng.integers(-3, 3, (5, count)).astype(np.float32) / 2
+    logits[3, rng.permutation(count)[: count // 2]] = np.nan
+    logits[4] = np.nan
+    ids, _ = route(cp.asarray(logits), used)
+    expected = np.argsort(-np.where(np.isnan(logits), -np.inf, logits), axis=1, kind="stable")
+    assert (ids.get() == expected[:, :used]).all()
+
+
+@pytest.mark.any_wave
+@pytest.mark.parametrize("scoring", ["softmax", "softmax after", "sigmoid"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("groups", [(1, 1), (8, 4)])
+def test_route_by_any_policy(rng, scoring: str, biased: bool, normalize: bool, groups: tuple[int, int]):
+    """Experts by their weights, with a bias on these, of the groups whose best two have the highest sums of weights; and
+    what they weigh."""
+    logits = rng.standard_normal((6, 256)).astype(np.float32)
+    bias = rng.standard_normal(256).astype(np.float32) / 100 if biased else None
+    policy = 8, scoring == "softmax", normalize, 2.5, scoring == "sigmoid", groups
+    ids, weights = route(cp.asarray(logits), *policy, None if bias is None else cp.asarray(bias))
+    expected_ids, expected = route(logits.astype(np.float64), *policy, bias)
+    assert (ids.get() == expected_ids).all()
+    assert np.allclose(weights.get(), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("tokens, used, count", [(1, 1, 1), (1, 8, 128), (100, 4, 32), (301, 3, 5)])
 def test_groups(tokens: int, used: int, count: int):
     """A stable sort by expert, with experts that nobody chose."""
