@@ -21,7 +21,7 @@ from rocforge.engine.host_step import HostRunner, HostStep
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status, Token
 from rocforge.engine.sampler import SampledToken
-from rocforge.engine.scheduler import Scheduler
+from rocforge.engine.scheduler import Scheduler, counted
 from rocforge.engine.stats import StepStats
 from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
@@ -305,7 +305,7 @@ class Engine:
             if isinstance(step, PendingStep):
                 self._pending = self._launch_ahead()
             sampled = zip(step.requests, step.tokens(), strict=True)
-            tokens = [self._accept(*pair) for pair in sampled if pair[0].status is not Status.FINISHED]
+            tokens = [self._accept(request, got) for request, got in sampled if request.status is not Status.FINISHED]
             if self._pending and not self._sampled(self._pending):
                 self._pending = None
         self._count(step)
@@ -316,8 +316,8 @@ class Engine:
         previous, self._previous = self._previous, step if self._pending and isinstance(step, PendingStep) else None
         waited = step.waited(previous) if previous and isinstance(step, PendingStep) else 0.0
         self.stats.count(step.seconds, waited)
-        decodes = sum(chunk.decodes for chunk in step.chunks)
-        self._pacer.observe(step.seconds, decodes, sum(chunk.tokens for chunk in step.chunks) - decodes)
+        decodes, tokens = counted(step.chunks)
+        self._pacer.observe(step.seconds, decodes, tokens - decodes)
 
     def _launch_first(self) -> PendingStep | HostStep | None:
         """The next step, with none in flight."""

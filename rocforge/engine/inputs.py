@@ -94,7 +94,7 @@ class _Begun(NamedTuple):
             return False
         return all(
             chunk.request is request()
-            and _place(state := chunk.request.state) == place
+            and ((state := chunk.request.state).row, state.slot) == place
             and state.uploaded == [*map(len, state.tables)]
             for chunk, request, place in zip(chunks, self.requests, self.places, strict=True)
         )
@@ -161,7 +161,8 @@ class StepInputs:
             request.state.uploaded = list(map(len, request.state.tables))
         self._begun = None
         if not shape.mixed:
-            places, stops = [_place(request.state) for request in requests], [chunk.stop for chunk in chunks]
+            places = [(request.state.row, request.state.slot) for request in requests]
+            stops = [chunk.stop for chunk in chunks]
             self._begun = _Begun(shape, [*map(weakref.ref, requests)], stops, places, launch, staged)
 
     def stage(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> np.ndarray | None:
@@ -211,11 +212,6 @@ class StepInputs:
             lacking = np.subtract(lengths, known)
             tables[:, group, : len(states)] = lengths, known, begin + lacking.cumsum() - lacking
         return tables.reshape(-1), np.maximum(np.array(added, np.int32), 0)
-
-
-def _place(state: SequenceState) -> tuple[int, int]:
-    """Where the device has a sequence's tables, and its recurrent state."""
-    return state.row, state.slot
 
 
 def _ids(chunk: ScheduledChunk) -> Sequence[int]:

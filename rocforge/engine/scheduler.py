@@ -40,6 +40,15 @@ class ScheduledChunk(NamedTuple):
         return self.needs_logits and self.stop - self.start == 1
 
 
+def counted(chunks: Sequence[ScheduledChunk]) -> tuple[int, int]:
+    """How many of a step's chunks decode, and the tokens of all."""
+    decodes = tokens = 0
+    for _, start, stop, needs_logits in chunks:
+        tokens += stop - start
+        decodes += needs_logits and stop - start == 1
+    return decodes, tokens
+
+
 class Scheduler:
     """Continuous batching over what a cache has room for.
 
@@ -115,12 +124,13 @@ class Scheduler:
 
     def _extend(self, counts: dict[Request, int], request: Request, count: int) -> None:
         """Add so many tokens of a running request to a step. For its blocks, those that came last give way."""
-        while count and request.status is Status.RUNNING and not self._grow(request, count):
+        while count and request.status is Status.RUNNING:
+            if self._grow(request, count):
+                counts[request] = count
+                return
             victim = self.running[-1]
             counts.pop(victim, None)
             self.preempt(victim)
-        if count and request.status is Status.RUNNING:
-            counts[request] = count
 
     def _admit(self, counts: dict[Request, int], budget: int) -> None:
         """Add waiting requests to a step of `budget` tokens."""
@@ -155,24 +165,26 @@ class Scheduler:
 
     def advance(self, chunk: ScheduledChunk) -> None:
         """Record that a chunk's step is queued: later steps can reuse its request's full blocks."""
-        request = chunk.request
-        request.num_computed_tokens = chunk.stop
-        self._remember(request, chunk.start, min(chunk.stop, request.known))
-        request.pending += chunk.needs_logits
+        request, start, stop, needs_logits = chunk
+        request.num_computed_tokens = stop
+        request.pending += needs_logits
+        size, known = self.state.block_size, min(stop, request.known)
+        if start // size < known // size:
+            self._remember(request, start, known)
 
     def accepted(self, request: Request, token: int) -> None:
         """Record a token that a step has given a request."""
         request.output.append(token)
         request.pending -= 1
-        if request.status is Status.RUNNING and request.num_computed_tokens >= request.known:
-            self._remember(request, request.known - 1, request.known)
+        known = request.known
+        fills_block = known % self.state.block_size == 0
+        if fills_block and request.status is Status.RUNNING and request.num_computed_tokens >= known:
+            self._remember(request, known - 1, known)
 
     def _remember(self, request: Request, start: int, stop: int) -> None:
-        """Full blocks of known tokens can be reused. A recurrent state is a snapshot where no later token is queued."""
-        size = self.state.block_size
-        if start // size == stop // size:
-            return
-        self._extend_digests(request, stop // size)
+        """Full blocks of known tokens, of which some end here, can be reused. A recurrent state is a snapshot where no
+        later token is queued."""
+        self._extend_digests(request, stop // self.state.block_size)
         self.state.computed(request.state, start, stop, request.length, stop == request.num_computed_tokens)
 
     def finish(self, request: Request) -> None:

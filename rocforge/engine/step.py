@@ -27,7 +27,7 @@ from rocforge.engine.cards import Cards
 from rocforge.engine.inputs import StepInputs, StepShape, decode_sizes, prompt_sizes
 from rocforge.engine.request import Request
 from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
-from rocforge.engine.scheduler import ScheduledChunk
+from rocforge.engine.scheduler import ScheduledChunk, counted
 from rocforge.nn.cache import KVCache
 from rocforge.nn.expansion import expanded_blocks, expansion_room
 from rocforge.nn.observe import Observer, observations_recorded, replay
@@ -184,8 +184,8 @@ class StepRunner:
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
         """The smallest shape for these chunks; attention patterns have keys for a power of two."""
-        tokens = sum(chunk.tokens for chunk in chunks)
-        mixed = not all(chunk.decodes for chunk in chunks)
+        decodes, tokens = counted(chunks)
+        mixed = decodes < len(chunks)
         shape = next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
         if mixed and (room := expansion_room(self._cache, shape.tokens)):
             needed = expanded_blocks(self._cache, [(chunk.start, chunk.stop) for chunk in chunks])

@@ -61,8 +61,8 @@ def test_route_among_equals(rng, count: int, used: int):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("groups", [(1, 1), (8, 4)])
 def test_route_by_any_policy(rng, scoring: str, biased: bool, normalize: bool, groups: tuple[int, int]):
-    """Experts by their weights, with a bias on these, of the groups whose best two have the highest sums of weights; and
-    what they weigh."""
+    """Experts by their weights, with a bias on these, of the groups whose best two have the highest sums; and what they
+    weigh."""
     logits = rng.standard_normal((6, 256)).astype(np.float32)
     bias = rng.standard_normal(256).astype(np.float32) / 100 if biased else None
     policy = 8, scoring == "softmax", normalize, 2.5, scoring == "sigmoid", groups
