@@ -110,7 +110,7 @@ def test_lattices(name):
 
 
 BEGINNINGS = ("accumulate<", "product<", "block_sums<", "multiply_parts<", "gated_product\\(", "multiply_pairs\\(")
-BEGINNINGS += ("add_normed<",)
+BEGINNINGS += ("add_normed<", "rehearsed\\(")
 BESIDE = r"(wait_unless_beside|\bdecode)\(.*wait_beside\(\);\n\}"
 """What a kernel does that may run beside another: it waits at first, or else at its end."""
 WAITS = "|".join([r"wait_for_previous\(\)", *(rf"\b{name}" for name in BEGINNINGS), BESIDE])
