@@ -156,7 +156,7 @@ struct LaneTokens {
     StepRows<Keys> keys;
     StepRows<Values> values;
 
-    RF_MEMBER void find_step(const Seen&, u32) {}
+    RF_MEMBER void find_step(const Seen&, u32) {}  // where it lies is found with its rows
     RF_MEMBER void load_step(const DecodeParams& p, const Seen& seen, u32 start) {
         keys.load_rows(p.keys, seen, start), values.load_rows(p.values, seen, start);
     }

@@ -246,8 +246,8 @@ struct MatrixTokens {
     static_assert(PACKED_ROWS ? WIDTH == 128 : (Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_VALUE_DIM), "");
     KeyPart<Keys> keys[2];
     ValuePart<Values> values[4];
-    u32 own_block,
-        next_block;  // of the cache: of the first step, and of the one behind, read a step before its rows are
+    // Of the cache: that of the first step, and of the one behind, read a step before its rows are.
+    u32 own_block, next_block;
 
     static RF_MEMBER u32 row() { return lane() / 4; }
     static RF_MEMBER u32 part() { return lane() % 4; }

@@ -15,7 +15,7 @@ namespace rocforge {
 // variants: RF_QTYPE=Floats<float>
 const u32 CELL_NBYTES = sizeof(RF_QTYPE), NARROW_NBYTES = RF_TUNE_EXPERTS_GATED_NARROW_NBYTES;
 // Where a cell is few bytes, more blocks hide each other's waits; else a lane has several cells in flight.
-const bool NARROW = CELL_NBYTES > 16 && CELL_NBYTES <= NARROW_NBYTES&& RF_QTYPE::POINTS == 0;
+const bool NARROW = CELL_NBYTES > 16 && RF_QTYPE::POINTS == 0 && CELL_NBYTES <= NARROW_NBYTES;
 const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2, MOST_DOWN_ROWS = 2 * DOWN_ROWS;  // of a group
 
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of

@@ -25,8 +25,7 @@ rf_route(RouteParams p) {
 }
 
 const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE;
-const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
-const u32 ROUTER_ROUNDS = ROUTER_CHUNK / (4 * ROUTER_THREADS);
+const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048;
 
 // The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
 // logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple
@@ -44,31 +43,30 @@ struct RouterParams {
     u32 width, cells;
 };
 
-// A lane's share of a chunk of a router's row.
+// A thread's share of a chunk of a row that THREADS of them share out.
+template <u32 THREADS>
 struct RouterChunk {
-    f32x4 w[ROUTER_LOADS];
-    static RF_MEMBER u32 at(u32 i) { return 4 * (i * RF_WAVE + lane()); }
+    static constexpr u32 LOADS = ROUTER_CHUNK / (4 * THREADS);
+    f32x4 v[LOADS];
+    static RF_MEMBER u32 at(u32 i) { return 4 * (i * THREADS + thread_x() % THREADS); }
     RF_MEMBER void load(const float* row, u32 base, u32 n) {
         RF_UNROLL
-        for (u32 i = 0; i < ROUTER_LOADS; ++i) w[i] = four_of(row, base + at(i), n);
+        for (u32 i = 0; i < LOADS; ++i) v[i] = four_of(row, base + at(i), n);
+    }
+    // Ones, where there is no row.
+    RF_MEMBER void load_if_any(const float* row, u32 base, u32 n) {
+        RF_UNROLL
+        for (u32 i = 0; i < LOADS; ++i) v[i] = row ? four_of(row, base + at(i), n) : make_f32x4(1, 1, 1, 1);
     }
     RF_MEMBER float product(const float* x) const {
         float sum = 0.0f;
         RF_UNROLL
-        for (u32 i = 0; i < ROUTER_LOADS; ++i) sum += dot(w[i], rocforge::load<f32x4>(x + at(i)));
+        for (u32 i = 0; i < LOADS; ++i) sum += dot(v[i], rocforge::load<f32x4>(x + at(i)));
         return sum;
     }
 };
-
-// A thread's share of a chunk of x, or of the norm's weight; of none, ones.
-struct RouterFours {
-    f32x4 v[ROUTER_ROUNDS];
-    static RF_MEMBER u32 at(u32 i) { return 4 * (i * ROUTER_THREADS + thread_x()); }
-    RF_MEMBER void load(const float* row, u32 base, u32 n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ROUTER_ROUNDS; ++i) v[i] = row ? four_of(row, base + at(i), n) : make_f32x4(1, 1, 1, 1);
-    }
-};
+typedef RouterChunk<RF_WAVE> RouterRow;           // of an expert's row, a wave's
+typedef RouterChunk<ROUTER_THREADS> RouterFours;  // of x, or of the norm's weight, a block's
 
 // A wave an expert, for ROUTER_TOKENS tokens; each block computes their norms for itself, of which it writes a part.
 // Grid: (experts / ROUTER_WAVES, tokens / ROUTER_TOKENS).
@@ -83,9 +81,9 @@ rf_router(RouterParams p) {
     // what this wave writes of the norm
     u32 own = 4 * (RF_WAVE * (block_x() * ROUTER_WAVES + wave()) + lane());
     u32 step = 4 * RF_WAVE * ((p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES * ROUTER_WAVES);
-    RouterChunk chunk;
+    RouterRow chunk;
     RouterFours weight;
-    if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n), weight.load(p.weight, 0, p.n);
+    if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n), weight.load_if_any(p.weight, 0, p.n);
     wait_unless_beside();
     float sums[ROUTER_TOKENS] = {}, squares[ROUTER_TOKENS] = {};
     f32x4 part[ROUTER_TOKENS];
@@ -97,13 +95,13 @@ rf_router(RouterParams p) {
             own_x[k].load(x + u64(k) * p.n, base, p.n);
             if (base == 0) part[k] = four_of(x + u64(k) * p.n, own, p.n);
         }
-        if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n), weight.load(p.weight, base, p.n);
+        if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n), weight.load_if_any(p.weight, base, p.n);
         if (base) barrier();  // what was there has been used
         RF_UNROLL
         for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
             if (k >= count) break;
             RF_UNROLL
-            for (u32 i = 0; i < ROUTER_ROUNDS; ++i) {
+            for (u32 i = 0; i < RouterFours::LOADS; ++i) {
                 f32x4 v = own_x[k].v[i];
                 squares[k] += dot(v, v);
                 *reinterpret_cast<f32x4*>(shared.x[k] + RouterFours::at(i)) = product(v, weight.v[i]);

@@ -300,10 +300,10 @@ RF_DEVICE void wait_beside() {
 // longer than what they do: so before that, if it `can`, f(false) does the same with what nobody writes, and writes
 // nothing. It is for kernels whose blocks find room while the one before still runs.
 template <class F>
-RF_DEVICE void rehearsed(F f, bool can = true) {
+RF_DEVICE void rehearsed(F f, bool can) {
     RF_NO_UNROLL
-    for (u32 turn = LOADS_BEFORE_WAIT && can && !RF_BESIDE ? 0 : 1; turn < 2; ++turn) {
-        if (turn) wait_unless_beside();
+    for (u32 turn = LOADS_BEFORE_WAIT && can ? 0 : 1; turn < 2; ++turn) {
+        if (turn) wait_for_previous();
         f(turn == 1);
     }
 }
@@ -593,17 +593,6 @@ RF_DEVICE T wave_sum(T value) {
 template <class T>
 RF_DEVICE T wave_max(T value) {
     return reduce_lanes<RF_WAVE>(value, Maximum());
-}
-
-// Of numbers without a sign, and of whole ones.
-RF_DEVICE u32 wave_max_of(u32 value) {
-#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800
-    u32 highest;
-    asm("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(highest) : "r"(value));
-    return highest;
-#else
-    return u32(wave_max(i32(value ^ 0x80000000))) ^ 0x80000000;
-#endif
 }
 
 // Every thread of a block of THREADS (a multiple of RF_WAVE) gets the combined value; all must call it.

@@ -111,7 +111,7 @@ class Request:
         """Of its last known token, as in `Token`; None where it goes on."""
         if self.output and self.output[-1] in self.ends:
             return "stop"
-        return "length" if len(self.prompt) + len(self.output) >= self.max_length else None
+        return "length" if self.known >= self.max_length else None
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions start to stop, as far as they are known."""

@@ -34,14 +34,9 @@ class ScheduledChunk(NamedTuple):
         """How many there are."""
         return self.stop - self.start
 
-    @property
-    def decodes(self) -> bool:
-        """Whether it is one token that gives the next one."""
-        return self.needs_logits and self.stop - self.start == 1
-
 
 def counted(chunks: Sequence[ScheduledChunk]) -> tuple[int, int]:
-    """How many of a step's chunks decode, and the tokens of all."""
+    """How many of a step's chunks decode, one token that gives the next one each, and the tokens of all."""
     decodes = tokens = 0
     for _, start, stop, needs_logits in chunks:
         tokens += stop - start

@@ -12,7 +12,7 @@ from rocforge.engine.host_step import HostStep
 from rocforge.engine.pacing import INTER_TOKEN_MS
 from rocforge.engine.request import Status
 from rocforge.engine.sampler import SampledToken
-from rocforge.engine.scheduler import Scheduler
+from rocforge.engine.scheduler import Scheduler, counted
 from rocforge.load import load_model
 from rocforge.ops.sampling import SamplingParams, sample
 
@@ -213,8 +213,8 @@ def test_decoding_keeps_its_pace_beside_a_long_prompt(long_model, target):
         seconds = []
 
         def timed(work):
-            decodes = sum(item.decodes for item in work)
-            seconds.append(0.004 + 0.0002 * decodes + 0.0001 * (sum(item.tokens for item in work) - decodes))
+            decodes, tokens = counted(work)
+            seconds.append(0.004 + 0.0002 * decodes + 0.0001 * (tokens - decodes))
             requests = [item.request for item in work if item.needs_logits]
             return HostStep(work, requests, [SampledToken(5)] * len(requests), seconds[-1])
 

@@ -7,7 +7,7 @@ import pytest
 from rocforge.engine.inputs import decode_sizes, prompt_sizes
 from rocforge.engine.pacing import FIRST_SHARE, LEAST_SHARE, Pacer, longest_step
 from rocforge.engine.request import Request
-from rocforge.engine.scheduler import Scheduler
+from rocforge.engine.scheduler import Scheduler, counted
 from rocforge.engine.state import StateManager
 from rocforge.nn.state import PagedKV
 from rocforge.ops.sampling import SamplingParams
@@ -140,7 +140,7 @@ def serve(pacer, decode_ms, prompt_ms, in_flight, seconds):
     queued = launched()
     while now < seconds:
         chunks, queued = queued, launched()  # one ahead, as on a GPU
-        decodes, total = sum(chunk.decodes for chunk in chunks), sum(chunk.tokens for chunk in chunks)
+        decodes, total = counted(chunks)
         mixed = total > decodes
         size = next(size for size in (sizes if mixed else decode_sizes(256)) if size >= total)
         took = (prompt_ms(size) if mixed else np.interp(size, numbers, decode_ms)) / 1e3
